@@ -1,0 +1,117 @@
+"""What a model is (`ModelConfig`, saved with its weights) and what a run is (`TrainConfig`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+FORMAT_VERSION = 1
+"""Version of the checkpoint format; a checkpoint of another version is refused."""
+
+
+@dataclass(frozen=True)
+class PerceptionConfig:
+    """The encoders from sensors to voxel features and candidate objects."""
+
+    cameras: bool = True
+    lidar: bool = True
+    image_size: tuple[int, int] = (256, 704)  # (H, W) that the image network sees
+    image_backbone: Literal["efficientnet_lite0", "random"] = "efficientnet_lite0"
+    image_width: int = 64  # channels after the feature pyramid, stride 8
+    lidar_width: int = 32  # channels of the fine sparse convolutions
+    volume_width: int = 32  # channels of the 100 x 100 x 8 volume where the sensors are fused
+    bev_width: int = 64  # channels of the bird's-eye features at 0.8 m; twice that at 1.6 m
+    fine_width: int = 32  # channels of a fine voxel feature (0.4 m)
+    max_frames: int = 4
+    max_tokens: int = 128  # voxel tokens (candidate objects) a scene
+    token_threshold: float = 0.05  # candidates below this objectness are dropped
+    token_width: int = 192
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """LoRA on the language model's linear layers (never on the vision tower)."""
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that is needed to build a `VLMOcc` before its weights are loaded."""
+
+    base: str = "nano"  # "nano", a local folder, or a Hub id
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    pose_source: Literal["known", "learned", "none"] = "known"
+    vlm_frames: int = 1  # how many of a scene's latest frames the VLM sees; the voxel encoder sees them all
+    lora: LoraSettings | None = field(default_factory=LoraSettings)
+    perception: PerceptionConfig = field(default_factory=PerceptionConfig)
+    head_width: int = 256
+    mask_radius: float = 9.0  # metres around a token's position in which its mask may lie
+    score_threshold: float = 0.5  # voxel tokens above it are the answer; calibrated after training
+    occupancy_threshold: float = 0.5
+    trained: bool = False  # False: the heads are untrained, and the command line says so
+
+
+T = TypeVar("T")
+
+
+def from_dict(kind: type[T], values: dict[str, Any], *, where: str = "") -> T:
+    """A (nested) config dataclass from plain values; an unknown key is an error that names the allowed ones."""
+    import typing
+
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ValueError(f"unknown config key {where}{unknown[0]!r}; {kind.__name__} has {', '.join(sorted(hints))}")
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        options = [o for o in typing.get_args(hints[name]) or (hints[name],) if dataclasses.is_dataclass(o)]
+        if options and isinstance(value, dict):
+            value = from_dict(options[0], value, where=f"{where}{name}.")  # type: ignore[arg-type]
+        elif isinstance(value, list):
+            value = tuple(value)
+        else:
+            _check_value(hints[name], value, where + name)
+        arguments[name] = value
+    return kind(**arguments)
+
+
+def _check_value(hint: Any, value: Any, where: str) -> None:
+    """Raise ValueError where a plain value does not fit its annotation."""
+    import typing
+
+    options = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        if value not in options:
+            raise ValueError(f"{where} = {value!r}, expected one of {', '.join(map(repr, options))}")
+        return
+    kinds = tuple(o for o in (options or (hint,)) if isinstance(o, type))
+    if float in kinds:
+        kinds += (int,)
+    if kinds and not isinstance(value, kinds):
+        raise ValueError(f"{where} = {value!r}, expected {' or '.join(k.__name__ for k in kinds)}")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain values of a config dataclass, fit for JSON and YAML."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def read_yaml(kind: type[T], path: str | Path) -> T:
+    """A config dataclass from a YAML file."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise ValueError(f"config {path} does not exist; give the path of a YAML file, as in configs/") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"config {path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"config {path} holds {type(values).__name__}, expected a mapping of fields")
+    return from_dict(kind, values)

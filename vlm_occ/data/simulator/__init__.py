@@ -1,0 +1,1 @@
+"""A driving simulator with exact voxels, boxes and language."""

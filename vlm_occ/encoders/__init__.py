@@ -1,0 +1,1 @@
+"""From sensors to voxel features, pose tokens and voxel tokens."""

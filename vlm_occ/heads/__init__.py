@@ -1,0 +1,1 @@
+"""Small networks that decode states and features into occupancy, boxes and situations."""

@@ -1,0 +1,1 @@
+"""The language side: tokens, splice, backbones, the embedded default."""

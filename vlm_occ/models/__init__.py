@@ -1,0 +1,1 @@
+"""Whole systems: VLM-Occ, the paper's baselines and GroundingOcc."""
