@@ -26,8 +26,10 @@ class PerceptionConfig:
     lidar_width: int = 32  # channels of the fine sparse convolutions
     volume_width: int = 32  # channels of the 100 x 100 x 8 volume where the sensors are fused
     bev_width: int = 64  # channels of the bird's-eye features at 0.8 m; twice that at 1.6 m
+    fine_bev_width: int = 48  # channels of the bird's-eye features at 0.4 m
     fine_width: int = 32  # channels of a fine voxel feature (0.4 m)
-    max_frames: int = 4
+    max_frames: int = 4  # LiDAR sweeps that are merged
+    camera_frames: int = 1  # latest frames whose images are lifted to voxels
     max_tokens: int = 128  # voxel tokens (candidate objects) a scene
     token_threshold: float = 0.05  # candidates below this objectness are dropped
     token_width: int = 192
@@ -63,13 +65,17 @@ T = TypeVar("T")
 
 
 def from_dict(kind: type[T], values: dict[str, Any], *, where: str = "") -> T:
-    """A (nested) config dataclass from plain values; an unknown key is an error that names the allowed ones."""
+    """A (nested) config dataclass from plain values; an unknown key is an error that names the allowed
+    ones.
+    """
     import typing
 
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(values) - set(hints))
     if unknown:
-        raise ValueError(f"unknown config key {where}{unknown[0]!r}; {kind.__name__} has {', '.join(sorted(hints))}")
+        raise ValueError(
+            f"unknown config key {where}{unknown[0]!r}; {kind.__name__} has {', '.join(sorted(hints))}"
+        )
     arguments: dict[str, Any] = {}
     for name, value in values.items():
         options = [o for o in typing.get_args(hints[name]) or (hints[name],) if dataclasses.is_dataclass(o)]
@@ -109,7 +115,9 @@ def read_yaml(kind: type[T], path: str | Path) -> T:
     try:
         values = yaml.safe_load(Path(path).read_text())
     except FileNotFoundError as error:
-        raise ValueError(f"config {path} does not exist; give the path of a YAML file, as in configs/") from error
+        raise ValueError(
+            f"config {path} does not exist; give the path of a YAML file, as in configs/"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"config {path} is not valid YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):

@@ -37,13 +37,22 @@ def quaternion_to_rotation(quaternion: Tensor) -> Tensor:
 def rotation_to_quaternion(rotation: Tensor) -> Tensor:
     """Unit quaternion [4] (w, x, y, z; w >= 0) of one rotation [3, 3]."""
     r = rotation.double()
-    # The largest eigenvector of this symmetric matrix is the quaternion (Bar-Itzhack 2000); no case distinction.
+    # The largest eigenvector of this symmetric matrix is the quaternion (Bar-Itzhack 2000); no case
+    # distinction.
     k = torch.stack(
         [
-            torch.stack([r[0, 0] - r[1, 1] - r[2, 2], r[1, 0] + r[0, 1], r[2, 0] + r[0, 2], r[2, 1] - r[1, 2]]),
-            torch.stack([r[1, 0] + r[0, 1], r[1, 1] - r[0, 0] - r[2, 2], r[2, 1] + r[1, 2], r[0, 2] - r[2, 0]]),
-            torch.stack([r[2, 0] + r[0, 2], r[2, 1] + r[1, 2], r[2, 2] - r[0, 0] - r[1, 1], r[1, 0] - r[0, 1]]),
-            torch.stack([r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1], r[0, 0] + r[1, 1] + r[2, 2]]),
+            torch.stack(
+                [r[0, 0] - r[1, 1] - r[2, 2], r[1, 0] + r[0, 1], r[2, 0] + r[0, 2], r[2, 1] - r[1, 2]]
+            ),
+            torch.stack(
+                [r[1, 0] + r[0, 1], r[1, 1] - r[0, 0] - r[2, 2], r[2, 1] + r[1, 2], r[0, 2] - r[2, 0]]
+            ),
+            torch.stack(
+                [r[2, 0] + r[0, 2], r[2, 1] + r[1, 2], r[2, 2] - r[0, 0] - r[1, 1], r[1, 0] - r[0, 1]]
+            ),
+            torch.stack(
+                [r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1], r[0, 0] + r[1, 1] + r[2, 2]]
+            ),
         ]
     )
     x, y, z, w = torch.linalg.eigh(k / 3).eigenvectors[:, -1]
@@ -74,7 +83,9 @@ def transform_points(a_from_b: Tensor, points: Tensor) -> Tensor:
 def check_rigid(transform: Tensor, name: str, *, tolerance: float = 1e-3) -> None:
     """Raise ValueError unless `transform` [4, 4] is finite, rigid and right-handed."""
     if tuple(transform.shape) != (4, 4):
-        raise ValueError(f"{name} has shape {list(transform.shape)}, expected [4, 4]; give a homogeneous transform")
+        raise ValueError(
+            f"{name} has shape {list(transform.shape)}, expected [4, 4]; give a homogeneous transform"
+        )
     if not torch.isfinite(transform).all():
         raise ValueError(f"{name} holds NaN or infinite values; check the calibration file")
     rotation = transform[:3, :3].double()
@@ -90,23 +101,37 @@ def check_rigid(transform: Tensor, name: str, *, tolerance: float = 1e-3) -> Non
 def project(points: Tensor, intrinsics: Tensor, ego_from_camera: Tensor) -> tuple[Tensor, Tensor]:
     """Pixels [V, N, 2] (u right, v down) and depths [V, N] in metres of ego points [N, 3].
 
-    `intrinsics` [V, 3, 3], `ego_from_camera` [V, 4, 4]. Points behind a camera have depth <= 0 and no valid pixel.
+    `intrinsics` [V, 3, 3], `ego_from_camera` [V, 4, 4]. Points behind a camera have depth <= 0 and no valid
+    pixel.
     """
     camera_from_ego = invert_rigid(ego_from_camera)  # [V, 4, 4]
-    local = points @ camera_from_ego[:, :3, :3].transpose(-1, -2) + camera_from_ego[:, None, :3, 3]  # [V, N, 3]
+    local = (
+        points @ camera_from_ego[:, :3, :3].transpose(-1, -2) + camera_from_ego[:, None, :3, 3]
+    )  # [V, N, 3]
     depth = local[..., 2]
     homogeneous = local @ intrinsics.transpose(-1, -2)  # [V, N, 3]
     return homogeneous[..., :2] / depth.clamp(min=1e-5)[..., None], depth
 
 
 def unproject(pixels: Tensor, depth: Tensor, intrinsics: Tensor, ego_from_camera: Tensor) -> Tensor:
-    """Ego points [N, 3] of pixels [N, 2] at depths [N] along the optical axis of one camera ([3, 3], [4, 4])."""
+    """Ego points [N, 3] of pixels [N, 2] at depths [N] along the optical axis of one camera ([3, 3], [4,
+    4]).
+    """
     ones = torch.ones_like(depth)
     rays = torch.cat([pixels, ones[:, None]], dim=-1) @ torch.linalg.inv(intrinsics).T  # [N, 3]
     return transform_points(ego_from_camera, rays * depth[:, None])
 
 
-_CORNER_SIGNS = ((1, 1, 1), (1, -1, 1), (-1, -1, 1), (-1, 1, 1), (1, 1, -1), (1, -1, -1), (-1, -1, -1), (-1, 1, -1))
+_CORNER_SIGNS = (
+    (1, 1, 1),
+    (1, -1, 1),
+    (-1, -1, 1),
+    (-1, 1, 1),
+    (1, 1, -1),
+    (1, -1, -1),
+    (-1, -1, -1),
+    (-1, 1, -1),
+)
 
 
 def box_corners(boxes: Tensor) -> Tensor:
@@ -127,7 +152,9 @@ def points_in_boxes(points: Tensor, boxes: Tensor) -> Tensor:
 
 
 def transform_boxes(a_from_b: Tensor, boxes: Tensor) -> Tensor:
-    """Boxes [M, 7] of frame b in frame a; the transform's tilt is dropped from the yaw, as boxes stay upright."""
+    """Boxes [M, 7] of frame b in frame a; the transform's tilt is dropped from the yaw, as boxes stay
+    upright.
+    """
     a_from_b = a_from_b.to(boxes)
     centre = transform_points(a_from_b, boxes[:, :3])
     heading = torch.stack([torch.cos(boxes[:, 6]), torch.sin(boxes[:, 6])], dim=-1) @ a_from_b[:2, :2].T
@@ -138,7 +165,8 @@ def transform_boxes(a_from_b: Tensor, boxes: Tensor) -> Tensor:
 def _rectangle_intersection_area(a: Tensor, b: Tensor) -> Tensor:
     """Areas [P] of the intersections of convex quadrilaterals a, b [P, 4, 2] (counter-clockwise).
 
-    The intersection's corners are a's corners in b, b's corners in a and the crossings of edges: 24 candidates,
+    The intersection's corners are a's corners in b, b's corners in a and the crossings of edges: 24
+    candidates,
     sorted by angle about their mean; the shoelace formula gives the area.
     """
 
@@ -150,7 +178,9 @@ def _rectangle_intersection_area(a: Tensor, b: Tensor) -> Tensor:
 
     edge_a, edge_b = a.roll(-1, dims=1) - a, b.roll(-1, dims=1) - b
     between = b[:, None] - a[:, :, None]  # [P, 4, 4, 2]
-    denominator = edge_a[:, :, None, 0] * edge_b[:, None, :, 1] - edge_a[:, :, None, 1] * edge_b[:, None, :, 0]
+    denominator = (
+        edge_a[:, :, None, 0] * edge_b[:, None, :, 1] - edge_a[:, :, None, 1] * edge_b[:, None, :, 0]
+    )
     parallel = denominator.abs() < 1e-12
     safe = torch.where(parallel, torch.ones_like(denominator), denominator)
     s = (between[..., 0] * edge_b[:, None, :, 1] - between[..., 1] * edge_b[:, None, :, 0]) / safe
@@ -163,11 +193,15 @@ def _rectangle_intersection_area(a: Tensor, b: Tensor) -> Tensor:
     count = valid.sum(1).clamp(min=1)
     mean = (points * valid[..., None]).sum(1) / count[:, None]
     local = torch.where(valid[..., None], points - mean[:, None], torch.zeros_like(points))
-    angle = torch.where(valid, torch.atan2(local[..., 1], local[..., 0]), torch.full_like(local[..., 0], 10.0))
+    angle = torch.where(
+        valid, torch.atan2(local[..., 1], local[..., 0]), torch.full_like(local[..., 0], 10.0)
+    )
     order = angle.argsort(dim=1)
     ring = local.gather(1, order[..., None].expand_as(local))
     ring_valid = valid.gather(1, order)
-    ring = torch.where(ring_valid[..., None], ring, ring[:, :1].expand_as(ring))  # close the ring with its start
+    ring = torch.where(
+        ring_valid[..., None], ring, ring[:, :1].expand_as(ring)
+    )  # close the ring with its start
     after = ring.roll(-1, dims=1)
     area = 0.5 * (ring[..., 0] * after[..., 1] - ring[..., 1] * after[..., 0]).sum(1)
     return torch.where(valid.sum(1) >= 3, area.clamp(min=0), torch.zeros_like(area))
@@ -176,7 +210,9 @@ def _rectangle_intersection_area(a: Tensor, b: Tensor) -> Tensor:
 def box_iou_3d(a: Tensor, b: Tensor) -> Tensor:
     """IoU [P] of pairs of upright boxes a, b [P, 7], rotated about z; exact, computed in float64."""
     a64, b64 = a.double(), b.double()
-    area = _rectangle_intersection_area(box_corners(a64)[:, [0, 3, 2, 1], :2], box_corners(b64)[:, [0, 3, 2, 1], :2])
+    area = _rectangle_intersection_area(
+        box_corners(a64)[:, [0, 3, 2, 1], :2], box_corners(b64)[:, [0, 3, 2, 1], :2]
+    )
     top = torch.minimum(a64[:, 2] + a64[:, 5] / 2, b64[:, 2] + b64[:, 5] / 2)
     bottom = torch.maximum(a64[:, 2] - a64[:, 5] / 2, b64[:, 2] - b64[:, 5] / 2)
     intersection = area * (top - bottom).clamp(min=0)

@@ -1,7 +1,9 @@
 """The few types that every part of VLM-Occ shares: scenes, labels, queries and answers.
 
-Frames: `ego` is x forward, y left, z up, in metres, radians; cameras have OpenCV axes (x right, y down, z forward).
-A box is [7]: geometric centre x, y, z, sizes dx, dy, dz along its own axes, yaw (0 along +x, counter-clockwise).
+Frames: `ego` is x forward, y left, z up, in metres, radians; cameras have OpenCV axes (x right, y down, z
+forward).
+A box is [7]: geometric centre x, y, z, sizes dx, dy, dz along its own axes, yaw (0 along +x, counter-
+clockwise).
 """
 
 from __future__ import annotations
@@ -73,7 +75,8 @@ class VoxelGrid:
     def centers(self, *, device: torch.device | str = "cpu") -> Tensor:
         """Voxel centres [X, Y, Z, 3] in metres."""
         axes = [
-            self.origin[i] + (torch.arange(self.shape[i], device=device, dtype=torch.float32) + 0.5) * self.voxel_size
+            self.origin[i]
+            + (torch.arange(self.shape[i], device=device, dtype=torch.float32) + 0.5) * self.voxel_size
             for i in range(3)
         ]
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
@@ -84,7 +87,9 @@ class VoxelGrid:
         return origin + (index.float() + 0.5) * self.voxel_size
 
     def index_of(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Voxel indices [..., 3] (long, clamped) of points [..., 3] and whether each lies inside the grid [...]."""
+        """Voxel indices [..., 3] (long, clamped) of points [..., 3] and whether each lies inside the grid
+        [...].
+        """
         origin = torch.tensor(self.origin, device=points.device, dtype=points.dtype)
         shape = torch.tensor(self.shape, device=points.device)
         index = torch.floor((points - origin) / self.voxel_size).long()
@@ -104,7 +109,9 @@ class CameraRig:
 
 @dataclass(frozen=True)
 class Frame:
-    """One moment: images of all cameras, the pose of the vehicle and the LiDAR sweep (in this frame's ego axes)."""
+    """One moment: images of all cameras, the pose of the vehicle and the LiDAR sweep (in this frame's ego
+    axes).
+    """
 
     timestamp: float  # seconds
     images: Tensor  # uint8 [V, 3, H, W]; V = 0 without cameras
@@ -187,6 +194,21 @@ class LabelledScene:
     labels: SceneLabels
     queries: tuple[GroundingQuery, ...] = ()
     situations: tuple[SituationQuery, ...] = ()
+
+
+@dataclass(frozen=True)
+class SceneState:
+    """A scene encoded once: everything that a query needs but the query itself (ARCHITECTURE 1)."""
+
+    name: str
+    grid: VoxelGrid
+    occupancy: Tensor  # bool [X, Y, Z], the same for every query
+    voxel_index: Tensor  # long [M, 3]: the voxels that have fine features
+    voxel_features: Tensor  # [M, C]
+    token_boxes: Tensor  # [N, 7] first boxes of the candidate objects
+    token_labels: Tensor  # long [N], most likely class in TALK2OCC_CLASSES
+    token_states: Tensor  # [N, D], final states of the voxel tokens
+    language: object  # the backbone's PrefixState: key/value cache and next position
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ MembershipRule = Literal["touching", "centre"]
 
 
 def voxelize(points: Tensor, grid: VoxelGrid) -> tuple[Tensor, Tensor]:
-    """Occupied voxels [M, 3] (long, sorted by x, y, z) of points [N, >=3], and each point's row in it [N] (-1 outside)."""
+    """Occupied voxels [M, 3] (long, sorted by x, y, z) of points [N, >=3], and each point's row in it [N]
+    (-1 outside).
+    """
     index, inside = grid.index_of(points[:, :3])
     _, size_y, size_z = grid.shape
     key = (index[:, 0] * size_y + index[:, 1]) * size_z + index[:, 2]
@@ -39,7 +41,8 @@ def voxels_in_box(box: Tensor, grid: VoxelGrid, *, rule: MembershipRule = "touch
     """Voxels that belong to a box [7]: bool [X, Y, Z].
 
     `touching`: the voxel's cube meets the box (separating axes, exact for boxes rotated about z);
-    `centre`: the voxel's centre lies in it. One function for builder, simulator, losses and evaluation (FACTS 2.3).
+    `centre`: the voxel's centre lies in it. One function for builder, simulator, losses and evaluation
+    (FACTS 2.3).
     """
     member = torch.zeros(grid.shape, dtype=torch.bool, device=box.device)
     index = voxel_indices_in_box(box, grid, rule=rule)
@@ -85,11 +88,15 @@ def _window(box: Tensor, grid: VoxelGrid) -> list[tuple[int, int]] | None:
 
 
 def coarsen(occupancy: Tensor, factor: tuple[int, int, int]) -> Tensor:
-    """Coarse occupancy, bool [X/fx, Y/fy, Z/fz]: a coarse voxel is occupied if any fine one [X, Y, Z] in it is."""
+    """Coarse occupancy, bool [X/fx, Y/fy, Z/fz]: a coarse voxel is occupied if any fine one [X, Y, Z] in it
+    is.
+    """
     x, y, z = occupancy.shape
     fx, fy, fz = factor
     if x % fx or y % fy or z % fz:
-        raise ValueError(f"grid {[x, y, z]} is not divisible by {list(factor)}; choose a factor that divides it")
+        raise ValueError(
+            f"grid {[x, y, z]} is not divisible by {list(factor)}; choose a factor that divides it"
+        )
     blocks = occupancy.reshape(x // fx, fx, y // fy, fy, z // fz, fz)
     return blocks.bool().any(5).any(3).any(1)
 

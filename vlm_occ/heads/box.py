@@ -1,0 +1,94 @@
+"""Boxes: the dense objectness and box maps, and the box of a grounded object."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vlm_occ.types import COLOURS, TALK2OCC_CLASSES
+
+
+class CentreHead(nn.Module):
+    """Heat map of object centres and a box at every cell of the fine bird's-eye view.
+
+    Heat-map logits start at the focal loss's prior of 0.01.
+    """
+
+    def __init__(self, channels: int, *, regression_channels: int = 10) -> None:
+        super().__init__()
+        self.shared = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.GroupNorm(8, channels), nn.GELU()
+        )
+        self.heatmap = nn.Conv2d(channels, len(TALK2OCC_CLASSES), 1)
+        self.regression = nn.Conv2d(channels, regression_channels, 1)
+        nn.init.constant_(self.heatmap.bias, -math.log(99.0))  # type: ignore[arg-type]
+
+    def forward(self, fine: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [B, F, X, Y] to heat-map logits [B, 15, X, Y] and regression [B, 10, X, Y]."""
+        shared = self.shared(fine)
+        return self.heatmap(shared).float(), self.regression(shared).float()
+
+
+class AttributeHead(nn.Module):
+    """Class, colour and motion of a candidate: auxiliary supervision where labels exist."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.splits = (len(TALK2OCC_CLASSES), len(COLOURS), 1)
+        self.linear = nn.Linear(width, sum(self.splits))
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Token features [N, W] to logits of class [N, 15], colour [N, 9] and moving [N]."""
+        labels, colours, moving = self.linear(features).float().split(self.splits, dim=-1)
+        return labels, colours, moving[:, 0]
+
+
+class JointState(nn.Module):
+    """The sum of a grounding state and a token's state, in the heads' width."""
+
+    def __init__(self, state_width: int, token_width: int, width: int) -> None:
+        super().__init__()
+        self.state = nn.Sequential(nn.LayerNorm(state_width), nn.Linear(state_width, width))
+        self.token = nn.Sequential(nn.LayerNorm(token_width), nn.Linear(token_width, width))
+
+    def forward(self, state: Tensor, token: Tensor) -> Tensor:
+        """States [K, D] and tokens [K, W] of K grounded objects: [K, width]."""
+        return functional.gelu(self.state(state.float()) + self.token(token.float()))
+
+
+class BoxHead(nn.Module):
+    """Refines a token's box: offset in metres, factors of the sizes, a turn of the heading (ARCHITECTURE 1
+    e).
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 8))
+        nn.init.zeros_(self.mlp[2].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.mlp[2].bias)  # type: ignore[arg-type]
+
+    def forward(self, joint: Tensor, token_box: Tensor) -> Tensor:
+        """Joint states [K, width] and the tokens' boxes [K, 7] to boxes [K, 7]; starts as the identity."""
+        delta = self.mlp(joint).float()
+        sine = torch.sin(token_box[:, 6]) + delta[:, 6]
+        cosine = torch.cos(token_box[:, 6]) + delta[:, 7]
+        sizes = token_box[:, 3:6] * delta[:, 3:6].clamp(-2, 2).exp()
+        return torch.cat([token_box[:, :3] + delta[:, :3], sizes, torch.atan2(sine, cosine)[:, None]], dim=-1)
+
+
+class PointerHead(nn.Module):
+    """Scores every voxel token for a grounding state by an independent sigmoid (ARCHITECTURE 1 d)."""
+
+    def __init__(self, state_width: int, width: int, *, prior: float = 0.03) -> None:
+        super().__init__()
+        self.query = nn.Sequential(nn.LayerNorm(state_width), nn.Linear(state_width, width))
+        self.key = nn.Sequential(nn.LayerNorm(state_width), nn.Linear(state_width, width))
+        self.bias = nn.Parameter(torch.tensor(math.log(prior / (1 - prior))))
+
+    def forward(self, states: Tensor, tokens: Tensor) -> Tensor:
+        """Logits [Q, N] of grounding states [Q, D] against final token states [N, D]."""
+        query, key = self.query(states.float()), self.key(tokens.float())
+        return query @ key.T / math.sqrt(query.shape[-1]) + self.bias

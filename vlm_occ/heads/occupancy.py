@@ -1,0 +1,96 @@
+"""Occupancy: what is occupied (coarse to fine), what it is, and which voxels belong to an object."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vlm_occ.geometry import rotation_z
+from vlm_occ.types import OCC3D_CLASSES
+
+
+class SceneOccupancyHead(nn.Module):
+    """Occupancy logits of the whole scene, coarse to fine: a 50x50x16 prediction plus a 200x200x16
+    residual.
+    """
+
+    def __init__(self, *, coarse_channels: int, fine_channels: int, height: int = 16) -> None:
+        super().__init__()
+        self.coarse = nn.Conv2d(coarse_channels, height, 1)
+        self.fine = nn.Conv2d(fine_channels, height, 1)
+
+    def forward(self, coarse: Tensor, fine: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [B, C, X/4, Y/4] and [B, F, X, Y] to logits [B, X/4, Y/4, Z] and [B, X, Y, Z]."""
+        coarse_logits = self.coarse(coarse).float()  # [B, Z, X/4, Y/4]
+        upsampled = functional.interpolate(coarse_logits, size=fine.shape[-2:], mode="nearest")
+        fine_logits = self.fine(fine).float() + upsampled  # [B, Z, X, Y]
+        return coarse_logits.permute(0, 2, 3, 1), fine_logits.permute(0, 2, 3, 1)
+
+
+class VoxelFeatureHead(nn.Module):
+    """Fine features and semantic logits of chosen voxels, from all that is known about them."""
+
+    def __init__(
+        self, *, bev_channels: int, lidar_channels: int, image_channels: int, width: int, height: int = 16
+    ) -> None:
+        super().__init__()
+        self.height = nn.Embedding(height, 16)
+        total = bev_channels + lidar_channels + image_channels + 16 + 1
+        self.mlp = nn.Sequential(nn.LayerNorm(total), nn.Linear(total, 96), nn.GELU(), nn.Linear(96, width))
+        self.norm = nn.LayerNorm(width)
+        self.semantic = nn.Linear(width, len(OCC3D_CLASSES))
+
+    def forward(
+        self, bev: Tensor, height: Tensor, lidar: Tensor, image: Tensor, seen: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Features [M, width] and semantic logits [M, 18] of M voxels.
+
+        `bev` [M, F], `height` index [M], `lidar` [M, L] (zeros without points), `image` [M, I], `seen` [M]
+        cameras.
+        """
+        parts = [bev, lidar, image, self.height(height), (seen > 0).to(bev.dtype)[:, None]]
+        features = self.norm(self.mlp(torch.cat([p.to(bev.dtype) for p in parts], dim=-1)))
+        return features, self.semantic(features)
+
+
+OFFSET_CHANNELS = 12
+
+
+def offset_features(centers: Tensor, box: Tensor) -> Tensor:
+    """Where voxel centres [M, 3] lie relative to a box [7], in its axes and sizes: [M, 12].
+
+    Linear and squared coordinates (so that a dot product can draw an ellipsoid), how far outside each side a
+    voxel is, and the plain offset in units of 4 m.
+    """
+    local = (centers - box[:3]) @ rotation_z(box[6])  # [M, 3]
+    relative = (local / (box[3:6] / 2 + 0.2)).clamp(-4, 4)
+    outside = (relative.abs() - 1).clamp(min=0)
+    return torch.cat([relative, relative.square() / 4, outside, (centers - box[:3]) / 4], dim=-1)
+
+
+class ObjectMaskHead(nn.Module):
+    """The mask of one object: MLP(state, token) dotted with fine voxel features near the token
+    (ARCHITECTURE 1 e).
+    """
+
+    def __init__(self, *, state_width: int, voxel_width: int, width: int) -> None:
+        super().__init__()
+        channels = voxel_width + OFFSET_CHANNELS
+        self.kernel = nn.Sequential(nn.Linear(state_width, width), nn.GELU(), nn.Linear(width, channels + 1))
+        # The offset part begins as "inside the box": a mask that is right where the box is.
+        nn.init.zeros_(self.kernel[2].bias)
+        with torch.no_grad():
+            self.kernel[2].weight.mul_(0.1)
+            self.kernel[2].bias[voxel_width + 6 : voxel_width + 9] = -6.0
+            self.kernel[2].bias[-1] = 1.5
+
+    def forward(self, joint: Tensor, features: Tensor, centers: Tensor, box: Tensor) -> Tensor:
+        """Mask logits [M] of one object: `joint` [D] of state and token, voxels' features [M, C] and
+        centres [M, 3].
+
+        `box` [7] is the object's first box, in the frame of the centres.
+        """
+        kernel = self.kernel(joint).float()
+        voxel = torch.cat([features.float(), offset_features(centers, box)], dim=-1)
+        return voxel @ kernel[:-1] + kernel[-1]

@@ -1,0 +1,112 @@
+"""Losses over voxels and tokens. Each returns a sum and a count, so that ranks and steps can be joined
+exactly.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+class Term(NamedTuple):
+    """A loss as a sum over items and the number of items; the loss is `total / count`."""
+
+    total: Tensor
+    count: Tensor
+
+
+def term(values: Tensor, weight: Tensor | None = None) -> Term:
+    """The sum and count of `values`, or of those with weight."""
+    if weight is None:
+        return Term(values.sum(), torch.tensor(float(values.numel()), device=values.device))
+    return Term((values * weight).sum(), weight.sum().to(values.dtype))
+
+
+def sigmoid_focal(logits: Tensor, targets: Tensor, *, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
+    """Focal loss of each element (Lin et al. 2017, eq. 5); `targets` in {0, 1}, any shape."""
+    cross_entropy = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    probability = logits.sigmoid()
+    agreement = probability * targets + (1 - probability) * (1 - targets)
+    weight = alpha * targets + (1 - alpha) * (1 - targets)
+    return weight * cross_entropy * (1 - agreement) ** gamma
+
+
+def heatmap_focal(logits: Tensor, targets: Tensor, *, alpha: float = 2.0, beta: float = 4.0) -> Tensor:
+    """Penalty-reduced focal loss of a heat map (CornerNet, eq. 1): 1 at centres, a Gaussian around them."""
+    probability = logits.sigmoid()
+    positive = (targets >= 1 - 1e-6).to(logits.dtype)
+    at_centre = functional.logsigmoid(logits) * (1 - probability) ** alpha * positive
+    elsewhere = functional.logsigmoid(-logits) * probability**alpha * (1 - targets) ** beta * (1 - positive)
+    return -(at_centre + elsewhere)
+
+
+def dice(logits: Tensor, targets: Tensor) -> Tensor:
+    """Dice loss of one mask: logits and targets [M]; 0 is a perfect mask, smoothed by one voxel."""
+    probability = logits.sigmoid()
+    overlap = 2 * (probability * targets).sum() + 1
+    return 1 - overlap / (probability.sum() + targets.sum() + 1)
+
+
+def lovasz_gradient(sorted_targets: Tensor) -> Tensor:
+    """Gradient of the Lovasz extension of the Jaccard loss (Berman et al. 2018, algorithm 1): [M]."""
+    total = sorted_targets.sum()
+    intersection = total - sorted_targets.cumsum(0)
+    union = total + (1 - sorted_targets).cumsum(0)
+    jaccard = 1 - intersection / union
+    return torch.cat([jaccard[:1], jaccard[1:] - jaccard[:-1]])
+
+
+def lovasz_softmax(probabilities: Tensor, labels: Tensor, *, ignore: int | None = None) -> Term:
+    """Lovasz-softmax (Berman et al. 2018) over probabilities [M, C] and labels [M]; a count of present
+    classes.
+    """
+    if ignore is not None:
+        keep = labels != ignore
+        probabilities, labels = probabilities[keep], labels[keep]
+    losses = []
+    for index in labels.unique().tolist():
+        target = (labels == index).to(probabilities.dtype)
+        errors, order = (target - probabilities[:, index]).abs().sort(descending=True)
+        losses.append(errors @ lovasz_gradient(target[order]))
+    if not losses:
+        return Term(probabilities.sum() * 0, torch.tensor(0.0, device=probabilities.device))
+    return term(torch.stack(losses))
+
+
+def scene_class_affinity(probability: Tensor, target: Tensor) -> Tensor:
+    """Precision, recall and specificity of one class as a loss (MonoScene, eq. 2-5): probability, target
+    [M].
+    """
+    overlap = (probability * target).sum()
+    terms = []
+    for numerator, denominator in (
+        (overlap, probability.sum()),
+        (overlap, target.sum()),
+        (((1 - probability) * (1 - target)).sum(), (1 - target).sum()),
+    ):
+        if denominator.detach() > 0:
+            ratio = (numerator / denominator.clamp(min=1e-6)).clamp(1e-6, 1 - 1e-6)
+            terms.append(-ratio.log())
+    return torch.stack(terms).sum()
+
+
+def geometric_affinity(probabilities: Tensor, labels: Tensor, *, free: int, ignore: int = 255) -> Tensor:
+    """MonoScene's geometric scene-class affinity: the affinity loss of 'not free'; [M, C], labels [M]."""
+    keep = labels != ignore
+    return scene_class_affinity(1 - probabilities[keep, free], (labels[keep] != free).to(probabilities.dtype))
+
+
+def semantic_affinity(probabilities: Tensor, labels: Tensor, *, ignore: int = 255) -> Term:
+    """MonoScene's semantic scene-class affinity, summed over the classes present; [M, C], labels [M]."""
+    keep = labels != ignore
+    probabilities, labels = probabilities[keep], labels[keep]
+    present = labels.unique().tolist()
+    values = [
+        scene_class_affinity(probabilities[:, c], (labels == c).to(probabilities.dtype)) for c in present
+    ]
+    if not values:
+        return Term(probabilities.sum() * 0, torch.tensor(0.0, device=probabilities.device))
+    return term(torch.stack(values))

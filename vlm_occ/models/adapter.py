@@ -1,0 +1,319 @@
+"""VLM-Occ: a pretrained video VLM that points at voxels (ARCHITECTURE 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast, overload
+
+import torch
+from torch import Tensor, nn
+
+from vlm_occ.config import ModelConfig
+from vlm_occ.encoders.inputs import prepare_scene
+from vlm_occ.encoders.pose import PoseEncoder
+from vlm_occ.encoders.voxel_tokens import POSITION_CHANNELS, position_features, score_tokens
+from vlm_occ.heads.box import BoxHead, JointState, PointerHead
+from vlm_occ.heads.occupancy import ObjectMaskHead
+from vlm_occ.language.backbones import Backbone, Prefix, PrefixState, load_backbone
+from vlm_occ.losses.matching import match_boxes
+from vlm_occ.models.batch import Batch, VideoFrames, video_frames
+from vlm_occ.models.perception import Perception, PerceptionOutput, SceneTokens
+from vlm_occ.types import GroundedObject, GroundingResult, Scene, SceneState
+from vlm_occ.voxels import voxels_in_box
+
+
+@dataclass(frozen=True)
+class ReferredObject:
+    """One decoded object of one query of a batch."""
+
+    scene: int
+    query: int
+    token: int  # row of the scene's voxel tokens
+    target: int  # row of the batch's boxes that the token was matched to, -1 at inference
+    box: Tensor  # [7]
+    voxel_rows: Tensor  # long [W]: rows of `perception.voxel_index` in the object's window
+    mask_logits: Tensor  # [W]
+
+
+@dataclass(frozen=True)
+class GroundingOutput:
+    """What a forward pass gives; losses are made of it outside (vlm_occ/objectives.py)."""
+
+    perception: PerceptionOutput
+    pointer_logits: tuple[Tensor, ...]  # B tensors [Q, N]
+    answer_states: tuple[tuple[Tensor, ...], ...]  # B x Q tensors [l, D]: states of each query's own tokens
+    matches: tuple[Tensor, ...]  # B tensors [M]: the token of each true box, -1 where none
+    objects: tuple[ReferredObject, ...]
+
+
+class VLMOcc(nn.Module):
+    """Grounds sentences in a driving scene: voxels and a box for each object that a sentence means."""
+
+    def __init__(self, config: ModelConfig, backbone: Backbone) -> None:
+        super().__init__()
+        self.config, self.backbone = config, backbone
+        self.perception = Perception(config.perception)
+        hidden, width, tokens = backbone.hidden_size, config.head_width, config.perception.token_width
+        if config.pose_source != "none":
+            self.pose = PoseEncoder(hidden, config.pose_source)
+        self.voxel_projector = VoxelProjector(tokens, hidden, backbone.embedding_scale)
+        self.pointer = PointerHead(hidden, width)
+        self.joint = JointState(hidden, hidden, width)
+        self.mask = ObjectMaskHead(state_width=width, voxel_width=config.perception.fine_width, width=width)
+        self.box = BoxHead(width)
+        if not backbone.runs_in_bfloat16:
+            self.perception.compute_dtype = torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.pointer.bias.device
+
+    # ------------------------------------------------------------------ one forward for training and
+    # inference
+
+    def forward(self, batch: Batch, *, extra_voxels: Tensor | None = None) -> GroundingOutput:
+        """Ground every query of a batch; with `batch.boxes` the true objects' tokens are decoded, else the
+        found.
+        """
+        perception = self.perception(batch.inputs, extra_voxels=extra_voxels)
+        return self.ground_batch(batch, perception)
+
+    def ground_batch(self, batch: Batch, perception: PerceptionOutput) -> GroundingOutput:
+        """The language half of `forward`, on a trunk's output that may have been cached."""
+        prefixes = [self._prefix(f, t) for f, t in zip(batch.frames, perception.tokens, strict=True)]
+        features = [self._features(f, t) for f, t in zip(batch.frames, perception.tokens, strict=True)]
+        ids = [[self.backbone.query_ids(q.text, q.answer or None) for q in scene] for scene in batch.queries]
+        states = self.backbone.forward_joint(prefixes, features, [[i for i, _ in scene] for scene in ids])
+        logits, matches, objects = [], [], []
+        for b, joint in enumerate(states):
+            tokens = joint.prefix[prefixes[b].voxel_index]  # [N, D]
+            ground = joint.prefix.new_zeros(0, joint.prefix.shape[-1])
+            if joint.queries:
+                ground = torch.stack(
+                    [state[place] for state, (_, place) in zip(joint.queries, ids[b], strict=True)]
+                )
+            logits.append(self.pointer(ground, tokens))
+            pairs, match = self._pairs(batch, perception.tokens[b], b, logits[-1])
+            matches.append(match)
+            objects += self._decode(b, pairs, ground, tokens, perception)
+        return GroundingOutput(
+            perception, tuple(logits), tuple(tuple(s.queries) for s in states), tuple(matches), tuple(objects)
+        )
+
+    def _pairs(
+        self, batch: Batch, tokens: SceneTokens, b: int, logits: Tensor
+    ) -> tuple[list[tuple[int, int, int]], Tensor]:
+        """The (query, token, target) triples of scene b to decode, and the token of each true box."""
+        if batch.boxes is None:
+            found = (logits.detach().sigmoid() > self.config.score_threshold).nonzero().tolist()
+            return [(q, n, -1) for q, n in found], logits.new_zeros(0, dtype=torch.long)
+        match = match_boxes(tokens.candidates.box, batch.boxes[b])
+        chosen = match.tolist()
+        pairs = [
+            (q, chosen[target], target)
+            for q, query in enumerate(batch.queries[b])
+            for target in query.targets
+            if chosen[target] >= 0
+        ]
+        return pairs, match
+
+    def _decode(
+        self,
+        b: int,
+        pairs: Sequence[tuple[int, int, int]],
+        ground: Tensor,
+        tokens: Tensor,
+        perception: PerceptionOutput,
+    ) -> list[ReferredObject]:
+        """Boxes and masks of (query, token, target) triples of scene b."""
+        if not pairs:
+            return []
+        first = perception.tokens[b].candidates.box
+        rows = (perception.voxel_index[:, 0] == b).nonzero()[:, 0]
+        index = torch.tensor(pairs, device=ground.device)
+        joint = self.joint(ground[index[:, 0]], tokens[index[:, 1]])  # [K, width]
+        boxes = self.box(joint, first[index[:, 1]])  # [K, 7]
+        masks = self._masks(
+            joint, first[index[:, 1]], perception.voxel_index[rows, 1:], perception.voxel_features[rows]
+        )
+        return [
+            ReferredObject(b, q, n, target, box, rows[window], logits)
+            for (q, n, target), box, (window, logits) in zip(pairs, boxes, masks, strict=True)
+        ]
+
+    def _masks(
+        self, joint: Tensor, boxes: Tensor, voxel_index: Tensor, features: Tensor
+    ) -> list[tuple[Tensor, Tensor]]:
+        """For each object the rows of the voxels in its window and their mask logits."""
+        centers = self.perception.grid.center_of(voxel_index)
+        result = []
+        for state, box in zip(joint, boxes.detach(), strict=True):  # up to tens of objects, 1 ms each
+            near = ((centers[:, :2] - box[:2]).abs() <= self.config.mask_radius).all(-1)
+            window = near.nonzero()[:, 0]
+            result.append((window, self.mask(state, features[window], centers[window], box)))
+        return result
+
+    def _prefix(self, frames: VideoFrames, tokens: SceneTokens) -> Prefix:
+        return self.backbone.build_prefix(
+            frames.images, len(tokens.features), pose=self.config.pose_source != "none"
+        )
+
+    def _features(self, frames: VideoFrames, tokens: SceneTokens) -> dict[str, Tensor]:
+        """Embeddings for the pose and voxel placeholders of one scene."""
+        features = score_tokens(
+            self.voxel_projector(tokens.features, tokens.candidates.box), tokens.candidates.score
+        )
+        result = {"voxel": features}
+        if self.config.pose_source != "none" and len(frames.images):
+            result["pose"] = self.pose(
+                ego_from_camera=frames.ego_from_camera.to(self.device),
+                intrinsics=frames.intrinsics.to(self.device),
+                image_size=(frames.images.shape[-2], frames.images.shape[-1]),
+                age=frames.age.to(self.device),
+                camera=frames.camera.to(self.device),
+            )
+        return result
+
+    # ------------------------------------------------------------------ encode once, ask often
+
+    @torch.no_grad()
+    def encode(self, scene: Scene) -> SceneState:
+        """Everything about a scene that does not depend on a query, with the language model's cache."""
+        perception = self.perception(prepare_scene(scene, self.config.perception).to(self.device))
+        frames, tokens = video_frames(scene, self.config.vlm_frames), perception.tokens[0]
+        prefix = self._prefix(frames, tokens)
+        language = self.backbone.encode_prefix(prefix, self._features(frames, tokens))
+        return SceneState(
+            name=scene.name,
+            grid=scene.grid,
+            occupancy=perception.occupancy_logits[0].sigmoid() > self.config.occupancy_threshold,
+            voxel_index=perception.voxel_index[:, 1:],
+            voxel_features=perception.voxel_features,
+            token_boxes=tokens.candidates.box,
+            token_labels=tokens.class_logits.argmax(-1),
+            token_states=language.hidden[prefix.voxel_index],
+            language=language,
+        )
+
+    @overload
+    def ground(self, state: SceneState, query: str, *, refine: bool = ...) -> GroundingResult: ...
+    @overload
+    def ground(
+        self, state: SceneState, query: Sequence[str], *, refine: bool = ...
+    ) -> list[GroundingResult]: ...
+
+    @torch.no_grad()
+    def ground(
+        self, state: SceneState, query: str | Sequence[str], *, refine: bool = False
+    ) -> GroundingResult | list[GroundingResult]:
+        """Ground one query or a list of them in an encoded scene; `refine` cuts voxels to the predicted
+        box.
+        """
+        queries = [query] if isinstance(query, str) else list(query)
+        language = cast(PrefixState, state.language)
+        ids = [self.backbone.query_ids(text) for text in queries]
+        hidden = self.backbone.forward_queries(language, [i for i, _ in ids])
+        ground = torch.stack([h[place] for h, (_, place) in zip(hidden, ids, strict=True)])
+        scores = self.pointer(ground, state.token_states).sigmoid()  # [Q, N]
+        results = [
+            self._answer(state, text, ground[q], scores[q], refine=refine) for q, text in enumerate(queries)
+        ]
+        return results[0] if isinstance(query, str) else results
+
+    def _answer(
+        self, state: SceneState, query: str, ground: Tensor, scores: Tensor, *, refine: bool
+    ) -> GroundingResult:
+        """Decode the tokens above the threshold into objects."""
+        rows = (scores > self.config.score_threshold).nonzero()[:, 0]
+        rows = rows[scores[rows].argsort(descending=True)]
+        objects: list[GroundedObject] = []
+        if len(rows):
+            joint = self.joint(ground.expand(len(rows), -1), state.token_states[rows])
+            boxes = self.box(joint, state.token_boxes[rows])
+            masks = self._masks(joint, state.token_boxes[rows], state.voxel_index, state.voxel_features)
+            for row, box, (window, logits) in zip(rows.tolist(), boxes, masks, strict=True):
+                occupancy = torch.zeros_like(state.occupancy)
+                chosen = state.voxel_index[window[logits > 0]]
+                occupancy[chosen[:, 0], chosen[:, 1], chosen[:, 2]] = True
+                if refine:
+                    occupancy = state.occupancy & voxels_in_box(box, state.grid)
+                objects.append(GroundedObject(occupancy & state.occupancy, box, float(scores[row])))
+        text = describe(objects, [int(state.token_labels[row]) for row in rows.tolist()])
+        return GroundingResult(query, text, tuple(objects), state.occupancy, state.grid)
+
+    @torch.no_grad()
+    def ask(self, state: SceneState, question: str, *, max_new_tokens: int = 40) -> str:
+        """The language model's own words about an encoded scene, generated greedily."""
+        ids, _ = self.backbone.query_ids(question)
+        return self.backbone.generate(cast(PrefixState, state.language), ids, max_new_tokens=max_new_tokens)
+
+    # ------------------------------------------------------------------ weights
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, *, seed: int = 0) -> VLMOcc:
+        """A model with pretrained base weights and untrained heads, the same for the same seed."""
+        dtype = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+        backbone = load_backbone(config.base, dtype=dtype, lora=config.lora)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(config, backbone)
+
+    @classmethod
+    def from_pretrained(cls, name: str, *, device: str | torch.device | None = None) -> VLMOcc:
+        """The embedded default ("nano"), a checkpoint folder, or a Hub id; see
+        vlm_occ/models/checkpoint.py.
+        """
+        from vlm_occ.models.checkpoint import load_checkpoint
+
+        model = load_checkpoint(name)
+        return model.to(device).eval() if device is not None else model.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config and our weights (never the base model's) into `folder`, at once or not at all."""
+        from vlm_occ.models.checkpoint import save_checkpoint
+
+        save_checkpoint(self, Path(folder))
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
+        """Upload a checkpoint to the Hub; the address of the commit."""
+        from vlm_occ.models.checkpoint import push_checkpoint
+
+        return push_checkpoint(self, repo_id, private=private)
+
+
+class VoxelProjector(nn.Module):
+    """Token features and positions into the language model's embedding space, at its scale."""
+
+    def __init__(self, width: int, hidden: int, scale: float) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(width + POSITION_CHANNELS, hidden), nn.GELU(), nn.Linear(hidden, hidden)
+        )
+        self.norm = nn.LayerNorm(hidden)
+        nn.init.constant_(self.norm.weight, scale)
+
+    def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
+        """Features [N, W] and boxes [N, 7] to embeddings [N, D]."""
+        return self.norm(self.mlp(torch.cat([features, position_features(boxes.detach())], dim=-1)))
+
+
+def describe(objects: Sequence[GroundedObject], labels: Sequence[int]) -> str:
+    """The answer in words, composed from the objects found and their most likely classes."""
+    from vlm_occ.types import TALK2OCC_CLASSES
+
+    if not objects:
+        return "There is no such object."
+    box = objects[0].box
+    x, y = float(box[0]), float(box[1])
+    bearing = torch.rad2deg(torch.atan2(box[1], box[0])).item()
+    side = "ahead" if abs(bearing) < 15 else "behind" if abs(bearing) > 165 else ""
+    if not side:
+        side = "ahead" if abs(bearing) < 75 else "behind" if abs(bearing) > 105 else "to the side"
+        side += " on the left" if bearing > 0 else " on the right"
+    name = TALK2OCC_CLASSES[labels[0]]
+    if len(objects) > 1:
+        return f"{len(objects)} objects; the surest is a {name} {(x * x + y * y) ** 0.5:.0f} m {side}."
+    return f"It is a {name} {(x * x + y * y) ** 0.5:.0f} m {side}."

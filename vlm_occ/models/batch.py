@@ -1,0 +1,72 @@
+"""What one forward pass of VLM-Occ reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlm_occ.config import ModelConfig
+from vlm_occ.encoders.inputs import SceneInputs, collate_inputs, prepare_scene
+from vlm_occ.geometry import invert_rigid
+from vlm_occ.types import CAMERAS, GroundingQuery, LabelledScene, Scene
+
+
+@dataclass(frozen=True)
+class VideoFrames:
+    """The images that the VLM sees of one scene, oldest first, with their cameras."""
+
+    images: Tensor  # uint8 [F, 3, H, W]
+    intrinsics: Tensor  # [F, 3, 3]
+    ego_from_camera: Tensor  # [F, 4, 4]: reference ego from that image's camera
+    age: Tensor  # [F] seconds
+    camera: Tensor  # long [F], index in CAMERAS, len(CAMERAS) for other names
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B scenes with their queries; `boxes` are given in training only."""
+
+    inputs: SceneInputs
+    frames: tuple[VideoFrames, ...]  # B
+    queries: tuple[tuple[GroundingQuery, ...], ...]  # B
+    boxes: tuple[Tensor, ...] | None = None  # B tensors [M, 7] that the queries' targets index
+
+
+def video_frames(scene: Scene, count: int) -> VideoFrames:
+    """The latest `count` frames of all cameras of a scene."""
+    images, intrinsics, poses, ages, cameras = [], [], [], [], []
+    ego_from_world = invert_rigid(scene.reference.world_from_ego.double())
+    index = torch.tensor([CAMERAS.index(n) if n in CAMERAS else len(CAMERAS) for n in scene.rig.names])
+    for frame in scene.frames[-count:]:
+        if not len(frame.images):
+            continue
+        images.append(frame.images)
+        intrinsics.append(scene.rig.intrinsics)
+        reference_from_frame = ego_from_world @ frame.world_from_ego.double()
+        poses.append((reference_from_frame @ scene.rig.ego_from_camera.double()).float())
+        ages.append(torch.full((len(index),), float(scene.reference.timestamp - frame.timestamp)))
+        cameras.append(index)
+    if not images:
+        return VideoFrames(
+            torch.zeros(0, 3, *scene.rig.image_size, dtype=torch.uint8),
+            torch.zeros(0, 3, 3),
+            torch.zeros(0, 4, 4),
+            torch.zeros(0),
+            torch.zeros(0, dtype=torch.long),
+        )
+    return VideoFrames(
+        torch.cat(images), torch.cat(intrinsics), torch.cat(poses), torch.cat(ages), torch.cat(cameras)
+    )
+
+
+def make_batch(scenes: Sequence[LabelledScene], config: ModelConfig, *, training: bool = True) -> Batch:
+    """A batch of labelled scenes; with `training` the true boxes are part of it."""
+    return Batch(
+        inputs=collate_inputs([prepare_scene(item.scene, config.perception) for item in scenes]),
+        frames=tuple(video_frames(item.scene, config.vlm_frames) for item in scenes),
+        queries=tuple(item.queries for item in scenes),
+        boxes=tuple(item.labels.boxes for item in scenes) if training else None,
+    )

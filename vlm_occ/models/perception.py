@@ -1,0 +1,211 @@
+"""The trunk that every system shares: sensors to occupancy, fine voxel features and candidate objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vlm_occ.config import PerceptionConfig
+from vlm_occ.encoders.camera import CameraVolume, FeaturePyramid, sample_cameras
+from vlm_occ.encoders.fusion import AdaptiveFusion, BirdsEyeFeatures, BirdsEyeNetwork
+from vlm_occ.encoders.image_network import ImageNetwork
+from vlm_occ.encoders.inputs import SceneInputs
+from vlm_occ.encoders.lidar import LidarEncoder
+from vlm_occ.encoders.sparse import SparseTensor
+from vlm_occ.encoders.voxel_tokens import Candidates, VoxelTokenEncoder, find_candidates, sample_points
+from vlm_occ.heads.box import AttributeHead, CentreHead
+from vlm_occ.heads.occupancy import SceneOccupancyHead, VoxelFeatureHead
+from vlm_occ.types import VoxelGrid
+from vlm_occ.voxels import ravel
+
+MAX_VOXELS = 60_000
+"""Voxels a scene whose fine features are computed at most; a street scene has 15,000 to 40,000 occupied
+ones.
+"""
+
+
+@dataclass(frozen=True)
+class SceneTokens:
+    """The candidate objects of one scene."""
+
+    features: Tensor  # [N, W], not yet weighted by the score
+    candidates: Candidates
+    class_logits: Tensor  # [N, 15]
+    colour_logits: Tensor  # [N, 9]
+    moving_logits: Tensor  # [N]
+
+
+@dataclass(frozen=True)
+class PerceptionOutput:
+    """What the trunk knows about B scenes before any word is read."""
+
+    coarse_logits: Tensor  # [B, X/4, Y/4, Z]
+    occupancy_logits: Tensor  # [B, X, Y, Z]
+    voxel_index: Tensor  # long [M, 4] (scene, x, y, z): the voxels that have fine features
+    voxel_features: Tensor  # [M, C]
+    semantic_logits: Tensor  # [M, 18]
+    heatmap_logits: Tensor  # [B, 15, X, Y]
+    regression: Tensor  # [B, 10, X, Y]
+    tokens: tuple[SceneTokens, ...]  # B
+
+
+class Perception(nn.Module):
+    """LiDAR and cameras to voxels, fused, decoded into occupancy and candidates; any sensor may be missing."""
+
+    def __init__(self, config: PerceptionConfig, *, grid: VoxelGrid | None = None) -> None:
+        super().__init__()
+        self.config, self.grid = config, grid or VoxelGrid()
+        self.compute_dtype = torch.bfloat16
+        volume, image, bev, fine = (
+            config.volume_width,
+            config.image_width,
+            config.bev_width,
+            config.fine_bev_width,
+        )
+        self.image_network = ImageNetwork(config.image_backbone)
+        self.image_network.requires_grad_(False)
+        self.pyramid = FeaturePyramid(self.image_network.channels, image)
+        self.camera_volume = CameraVolume(image, volume)
+        self.lidar = LidarEncoder(config.lidar_width, volume, self.grid)
+        self.fusion = AdaptiveFusion(volume)
+        self.bev = BirdsEyeNetwork(
+            volume_channels=volume * self.grid.shape[2] // 2,
+            lidar_channels=config.lidar_width + self.grid.shape[2],
+            width=bev,
+            fine_width=fine,
+        )
+        self.occupancy = SceneOccupancyHead(coarse_channels=2 * bev, fine_channels=fine)
+        self.centres = CentreHead(fine)
+        self.voxel = VoxelFeatureHead(
+            bev_channels=fine,
+            lidar_channels=config.lidar_width,
+            image_channels=image,
+            width=config.fine_width,
+        )
+        self.tokens = VoxelTokenEncoder(
+            bev_channels=(fine, bev, 2 * bev), image_width=image, width=config.token_width
+        )
+        self.attributes = AttributeHead(config.token_width)
+        nn.init.constant_(self.occupancy.coarse.bias, -3.0)  # type: ignore[arg-type]
+
+    def forward(self, inputs: SceneInputs, *, extra_voxels: Tensor | None = None) -> PerceptionOutput:
+        """See `PerceptionOutput`; `extra_voxels` bool [B, X, Y, Z] get fine features too (training's
+        labels).
+        """
+        device = inputs.intrinsics.device
+        with self._mixed(device):
+            pyramid = self.image_features(inputs).float()  # [F, C, h/8, w/8]
+        camera = self.camera_volume(pyramid, inputs)
+        lidar = self.lidar(list(inputs.points))
+        has_lidar = torch.tensor([len(p) > 0 for p in inputs.points], device=device)
+        has_camera = torch.bincount(inputs.scene, minlength=inputs.batch_size) > 0
+        with self._mixed(device):
+            fused = self.fusion(lidar.volume, camera, has_lidar, has_camera)
+            bev = self.bev(fused, lidar.bev)
+            coarse_logits, occupancy_logits = self.occupancy(bev.coarse, bev.fine)
+            heatmap, regression = self.centres(bev.fine)
+        bev = BirdsEyeFeatures(bev.fine.float(), bev.middle.float(), bev.coarse.float())
+        index = self._chosen_voxels(occupancy_logits, extra_voxels)
+        features, semantic = self._voxel_features(index, bev, lidar.fine, pyramid, inputs)
+        candidates = find_candidates(
+            heatmap,
+            regression,
+            self.grid,
+            max_tokens=self.config.max_tokens,
+            threshold=self.config.token_threshold,
+        )
+        tokens = tuple(self._tokens(b, item, bev, pyramid, inputs) for b, item in enumerate(candidates))
+        return PerceptionOutput(
+            coarse_logits, occupancy_logits, index, features, semantic, heatmap, regression, tokens
+        )
+
+    def image_features(self, inputs: SceneInputs) -> Tensor:
+        """Pyramid features [F, C, h/8, w/8] of the images, or of their cached maps."""
+        maps = list(inputs.maps) or self.image_maps(inputs.images)
+        return self.pyramid(maps)
+
+    @torch.no_grad()
+    def image_maps(self, images: Tensor) -> list[Tensor]:
+        """The frozen image network's maps of images [F, 3, h, w]; they may be cached."""
+        with self._mixed(images.device):
+            return list(self.image_network(images))
+
+    def _mixed(self, device: torch.device) -> torch.autocast:
+        enabled = self.compute_dtype != torch.float32
+        return torch.autocast(
+            device.type, dtype=self.compute_dtype if enabled else torch.bfloat16, enabled=enabled
+        )
+
+    def _chosen_voxels(self, logits: Tensor, extra: Tensor | None) -> Tensor:
+        """Indices [M, 4] of the voxels that are probably occupied, at most MAX_VOXELS a scene, plus
+        `extra`.
+        """
+        logits = logits.detach()
+        chosen = logits > 0
+        limit = MAX_VOXELS * len(logits)
+        if int(chosen.sum()) > limit:
+            chosen = logits > logits.flatten().topk(limit).values[-1]
+        return (chosen if extra is None else chosen | extra).nonzero()
+
+    def _voxel_features(
+        self,
+        index: Tensor,
+        bev: BirdsEyeFeatures,
+        fine: SparseTensor,
+        pyramid: Tensor,
+        inputs: SceneInputs,
+    ) -> tuple[Tensor, Tensor]:
+        """Fine features and semantic logits of voxels [M, 4]."""
+        image = pyramid.new_zeros(len(index), pyramid.shape[1])
+        seen = pyramid.new_zeros(len(index))
+        centers = self.grid.center_of(index[:, 1:])
+        for b in range(inputs.batch_size):
+            rows = (index[:, 0] == b).nonzero()[:, 0]
+            values, count = self._look(b, centers[rows], pyramid, inputs)
+            image, seen = image.index_copy(0, rows, values), seen.index_copy(0, rows, count)
+        return self.voxel(
+            bev.fine[index[:, 0], :, index[:, 1], index[:, 2]],
+            index[:, 3],
+            gather_sparse(fine, index),
+            image,
+            seen,
+        )
+
+    def _look(self, b: int, points: Tensor, pyramid: Tensor, inputs: SceneInputs) -> tuple[Tensor, Tensor]:
+        """Camera features [P, C] of scene b's reference frame at ego points [P, 3], and how many cameras
+        see each.
+        """
+        cameras = ((inputs.scene == b) & (inputs.age.abs() < 1e-3)).nonzero()[:, 0]
+        if not len(cameras):
+            return pyramid.new_zeros(len(points), pyramid.shape[1]), pyramid.new_zeros(len(points))
+        return sample_cameras(
+            pyramid[cameras],
+            points,
+            inputs.intrinsics[cameras],
+            inputs.ego_from_camera[cameras],
+            inputs.image_size,
+        )
+
+    def _tokens(
+        self, b: int, candidates: Candidates, bev: BirdsEyeFeatures, pyramid: Tensor, inputs: SceneInputs
+    ) -> SceneTokens:
+        points = sample_points(candidates.box.detach())  # [N, 5, 3]
+        image, _ = self._look(b, points.flatten(0, 1), pyramid, inputs)
+        features = self.tokens(candidates, bev, b, image.unflatten(0, points.shape[:2]))
+        return SceneTokens(features, candidates, *self.attributes(features))
+
+
+def gather_sparse(tensor: SparseTensor, index: Tensor) -> Tensor:
+    """Features [M, C] of a sparse tensor at indices [M, 4] (batch, x, y, z); zeros where it has no voxel."""
+    if not len(tensor.index):
+        return tensor.features.new_zeros(len(index), tensor.features.shape[1])
+    size = tensor.shape[0] * tensor.shape[1] * tensor.shape[2]
+    own = tensor.index[:, 0] * size + ravel(tensor.index[:, 1:], tensor.shape)
+    wanted = index[:, 0] * size + ravel(index[:, 1:], tensor.shape)
+    order = own.argsort()
+    position = torch.searchsorted(own[order], wanted).clamp(max=len(own) - 1)
+    row = order[position]
+    found = own[row] == wanted
+    return tensor.features[row] * found[:, None]
