@@ -1,0 +1,89 @@
+"""Who stands where: objects in the layout frame, how they move, and whether a new one has room."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from vlm_occ.data.simulator.assemblies import Assembly
+from vlm_occ.data.simulator.objects import Motion, Place
+
+FRAME_SECONDS = 0.5
+Rectangle = tuple[float, float, float, float, float, float]
+"""Centre x, y; cosine and sine of the yaw; half length and half width."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An object in the layout frame at the reference time; it follows an arc of constant speed and yaw rate."""
+
+    assembly: Assembly
+    half: tuple[float, float]  # half length and width of its footprint
+    x: float
+    y: float
+    yaw: float
+    speed: float
+    yaw_rate: float
+    motion: Motion
+    place: Place
+
+    def rectangle(self, time: float) -> Rectangle:
+        """Its footprint `time` seconds after the reference."""
+        x, y, yaw = arc(self.x, self.y, self.yaw, self.speed, self.yaw_rate, time)
+        return (x, y, math.cos(yaw), math.sin(yaw), *self.half)
+
+
+def arc(
+    x: float, y: float, yaw: float, speed: float, yaw_rate: float, time: float
+) -> tuple[float, float, float]:
+    """Pose after `time` seconds on a circular arc."""
+    half = 0.5 * yaw_rate * time
+    chord = speed * time * (1.0 if abs(half) < 1e-9 else math.sin(half) / half)
+    return x + chord * math.cos(yaw + half), y + chord * math.sin(yaw + half), yaw + 2 * half
+
+
+def overlap(a: Rectangle, b: Rectangle, margin: float) -> bool:
+    """Whether two rectangles come closer than `margin` (separating axes; corners count as slightly wider)."""
+    dx, dy = b[0] - a[0], b[1] - a[1]
+    reach = a[4] + a[5] + b[4] + b[5] + margin
+    if dx * dx + dy * dy > reach * reach:
+        return False
+    cos, sin = abs(a[2] * b[2] + a[3] * b[3]), abs(a[2] * b[3] - a[3] * b[2])
+    if abs(dx * a[2] + dy * a[3]) > a[4] + b[4] * cos + b[5] * sin + margin:
+        return False
+    if abs(dy * a[2] - dx * a[3]) > a[5] + b[4] * sin + b[5] * cos + margin:
+        return False
+    if abs(dx * b[2] + dy * b[3]) > b[4] + a[4] * cos + a[5] * sin + margin:
+        return False
+    return abs(dy * b[2] - dx * b[3]) <= b[5] + a[4] * sin + a[5] * cos + margin
+
+
+class Clearance:
+    """The footprints taken so far, at every frame's time."""
+
+    def __init__(self, num_frames: int) -> None:
+        self.times = [-FRAME_SECONDS * i for i in range(num_frames)]
+        self._taken: list[list[Rectangle]] = []
+
+    def fits(self, rectangles: list[Rectangle], margin: float) -> bool:
+        """Whether rectangles, one a time, keep `margin` metres from everything taken."""
+        for taken in self._taken:
+            for mine, other in zip(rectangles, taken, strict=True):
+                if overlap(mine, other, margin):
+                    return False
+        return True
+
+    def take(self, rectangles: list[Rectangle]) -> None:
+        """Mark rectangles, one a time, as taken."""
+        self._taken.append(rectangles)
+
+    def place(self, candidate: Placed, margin: float = 0.5) -> bool:
+        """Take the candidate's footprint if it has room."""
+        if candidate.speed == 0.0:
+            rectangles = [candidate.rectangle(0.0)] * len(self.times)
+        else:
+            rectangles = [candidate.rectangle(time) for time in self.times]
+        if not self.fits(rectangles, margin):
+            return False
+        self.take(rectangles)
+        return True

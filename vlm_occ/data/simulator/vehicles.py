@@ -1,0 +1,273 @@
+"""Cars, trucks, trailers, buses and emergency vehicles as assemblies of parts."""
+
+from __future__ import annotations
+
+from vlm_occ.data.simulator.assemblies import Assembly
+from vlm_occ.data.simulator.draws import DARK_METAL, GLASS, METAL, RGB, RUBBER, Draws
+from vlm_occ.types import COLOURS
+
+CAR_COLOURS = {
+    "white": 0.26,
+    "black": 0.2,
+    "grey": 0.22,
+    "red": 0.1,
+    "blue": 0.1,
+    "green": 0.04,
+    "yellow": 0.03,
+    "orange": 0.02,
+    "brown": 0.03,
+}
+LORRY_COLOURS = {
+    "white": 0.4,
+    "blue": 0.15,
+    "red": 0.12,
+    "yellow": 0.1,
+    "green": 0.1,
+    "grey": 0.08,
+    "orange": 0.05,
+}
+LAMP: RGB = (0.92, 0.9, 0.8)
+TAIL: RGB = (0.7, 0.04, 0.04)
+
+_CARS = {  # length, width, height, belt, bonnet, boot (lengths of the parts before and behind the cabin)
+    "sedan": (4.75, 1.86, 1.46, 0.92, 1.15, 0.85),
+    "hatchback": (4.1, 1.78, 1.5, 0.93, 0.95, 0.12),
+    "suv": (4.7, 1.95, 1.74, 1.06, 1.1, 0.15),
+    "estate": (4.75, 1.86, 1.5, 0.93, 1.15, 0.15),
+    "van": (5.1, 1.97, 2.0, 1.12, 0.75, 0.08),
+    "pickup": (5.35, 1.95, 1.8, 1.08, 1.2, 1.6),
+}
+CAR_VARIANTS = {"sedan": 0.36, "hatchback": 0.22, "suv": 0.22, "estate": 0.07, "van": 0.09, "pickup": 0.04}
+
+
+def wheels(
+    body: Assembly, axles: tuple[float, ...], track: float, radius: float, width: float, *, steer: float = 0.0
+) -> None:
+    """Add a pair of wheels at each axle's x; the first pair is steered."""
+    for i, x in enumerate(axles):
+        for side in (-1, 1):
+            y = side * (track - width / 2)
+            yaw = steer if i == 0 else 0.0
+            body.wheel((x, y, radius), radius, width, RUBBER, yaw=yaw)
+
+
+def lamps(body: Assembly, front: float, rear: float, half_width: float, z: float, size: float = 0.22) -> None:
+    """Add head lamps and tail lamps at the ends of a vehicle."""
+    for side in (-1, 1):
+        y = side * (half_width - size * 0.75)
+        body.box((front, y, z), (0.06, size * 1.4, size * 0.75), LAMP, reflectance=0.6)
+        body.box((rear, y, z + 0.08), (0.06, size, size), TAIL, reflectance=0.8)
+
+
+def car(draws: Draws, variant: str | None = None, *, paint: tuple[int, RGB] | None = None) -> Assembly:
+    """A car: body, bonnet, glass with a body-coloured roof, wheels, lamps."""
+    variant = variant or draws.weighted(CAR_VARIANTS)
+    colour, body_paint = paint or draws.body_colour(
+        CAR_COLOURS if variant != "van" else {"white": 0.5, **CAR_COLOURS}
+    )
+    k = draws.normal(1.0, 0.035)
+    length, width, height, belt, bonnet, boot = (v * k for v in _CARS[variant])
+    height *= draws.normal(1.0, 0.025)
+    it = Assembly("car", variant, colour=colour)
+    sill, half = 0.24, width / 2
+    front, rear = length / 2, -length / 2
+    nose = belt - draws.uniform(0.04, 0.16)
+    it.box((0, 0, (sill + belt * 0.86) / 2), (length - 0.12, width, belt * 0.86 - sill), body_paint)
+    deck = rear + boot  # the cabin's rear end at the belt
+    screen = front - bonnet  # the windscreen's foot
+    it.box(((front + screen) / 2 - 0.04, 0, nose - 0.1), (bonnet + 0.1, width * 0.94, 0.2), body_paint)
+    it.box(((screen + deck) / 2, 0, belt * 0.93), (screen - deck, width * 0.985, belt * 0.14), body_paint)
+    if boot > 0.3:
+        it.box(((rear + deck) / 2 + 0.03, 0, belt - 0.1), (boot, width * 0.94, 0.2), body_paint)
+    rake = (0.62 if variant in ("sedan", "hatchback", "estate") else 0.42) * (height - belt) / 0.55
+    tail = 0.5 * rake if variant == "sedan" else 0.2 * rake
+    roof_front, roof_rear = screen - rake, deck + tail
+    cabin = width * 0.84
+    _glasshouse(
+        it, screen, deck, roof_front, roof_rear, belt, height, cabin, body_paint, closed=variant == "van"
+    )
+    if variant == "pickup":
+        it.box((rear + boot / 2, 0, belt - 0.02), (boot * 0.9, width * 0.8, 0.06), DARK_METAL)
+    it.box((0, 0, sill + 0.06), (length, width * 0.96, 0.22), (0.1, 0.1, 0.1))
+    lamps(it, front - 0.06, rear + 0.06, half, belt * 0.74)
+    it.box((rear + 0.01, 0, belt * 0.6), (0.05, 0.52, 0.12), (0.8, 0.8, 0.7), reflectance=0.9)
+    radius = draws.uniform(0.31, 0.35) * (1.1 if variant in ("suv", "pickup") else 1.0)
+    steer = draws.normal(0.0, 0.15)
+    wheels(it, (front - 0.18 * length, rear + 0.19 * length), half + 0.02, radius, 0.22, steer=steer)
+    if draws.chance(0.7):
+        for side in (-1, 1):
+            it.box((screen - 0.1, side * (half + 0.07), belt + 0.03), (0.12, 0.16, 0.13), body_paint)
+    return it
+
+
+def _glasshouse(
+    it: Assembly,
+    screen: float,
+    deck: float,
+    roof_front: float,
+    roof_rear: float,
+    belt: float,
+    height: float,
+    cabin: float,
+    paint: RGB,
+    *,
+    closed: bool,
+) -> None:
+    """The upper body: dark glass between a slanting windscreen and rear window, pillars and roof in the body's colour."""
+    top = height - 0.07
+    it.box(
+        ((roof_front + roof_rear) / 2, 0, (belt + top) / 2),
+        (roof_front - roof_rear, cabin, top - belt),
+        GLASS,
+    )
+    it.box(
+        ((roof_front + roof_rear) / 2, 0, height - 0.04),
+        (roof_front - roof_rear + 0.06, cabin + 0.02, 0.08),
+        paint,
+    )
+    it.beam(
+        (roof_front - 0.12, 0, top - 0.04),
+        (screen - 0.06, 0, belt - 0.05),
+        cabin,
+        0.2,
+        GLASS,
+        reflectance=0.1,
+    )
+    it.beam(
+        (roof_rear + 0.12, 0, top - 0.04), (deck + 0.06, 0, belt - 0.05), cabin, 0.2, GLASS, reflectance=0.1
+    )
+    if closed:  # a panel van: no windows behind the front doors
+        split = roof_front - 0.75
+        it.box(
+            ((split + deck) / 2, 0, (belt + top) / 2),
+            (split - deck - 0.05, cabin + 0.06, top - belt + 0.05),
+            paint,
+        )
+    else:
+        middle = roof_front * 0.45 + roof_rear * 0.55
+        it.box((middle, 0, (belt + top) / 2), (0.12, cabin + 0.03, top - belt), paint)
+
+
+def lorry_cab(
+    it: Assembly, front: float, width: float, height: float, depth: float, paint: RGB, floor: float
+) -> None:
+    """A cab over the engine: box, windscreen, side windows, bumper, mirrors, lamps."""
+    it.box((front - depth / 2, 0, (floor + height) / 2), (depth, width, height - floor), paint)
+    sight = floor + (height - floor) * 0.62
+    it.box((front + 0.01, 0, sight), (0.06, width * 0.9, (height - floor) * 0.32), GLASS, reflectance=0.1)
+    it.box(
+        (front - depth * 0.42, 0, sight),
+        (depth * 0.5, width + 0.03, (height - floor) * 0.28),
+        GLASS,
+        reflectance=0.1,
+    )
+    it.box((front, 0, floor + 0.12), (0.12, width, 0.42), DARK_METAL)
+    for side in (-1, 1):
+        it.box(
+            (front + 0.03, side * (width / 2 - 0.3), floor + 0.3), (0.06, 0.3, 0.18), LAMP, reflectance=0.7
+        )
+        it.box((front - 0.05, side * (width / 2 + 0.12), sight), (0.1, 0.2, 0.5), DARK_METAL)
+
+
+TRUCK_VARIANTS = {"box truck": 0.5, "flatbed truck": 0.17, "tanker": 0.1, "tipper": 0.13, "tow truck": 0.1}
+
+
+def truck(draws: Draws, variant: str | None = None) -> Assembly:
+    """A lorry: cab, chassis, wheels and a box, flat bed, tank or tipping body."""
+    variant = variant or draws.weighted(TRUCK_VARIANTS)
+    colour, paint = draws.body_colour(LORRY_COLOURS)
+    light = variant == "box truck" and draws.chance(0.45)
+    length = draws.uniform(5.4, 7.0) if light else draws.uniform(7.2, 10.0)
+    width = draws.uniform(2.0, 2.3) if light else draws.uniform(2.4, 2.6)
+    top = draws.uniform(2.6, 3.1) if light else draws.uniform(3.2, 3.8)
+    depth, cab_top = (1.6, min(2.3, top)) if light else (draws.uniform(1.7, 2.2), draws.uniform(2.6, 3.1))
+    floor = 0.55 if light else 0.7
+    front, rear = length / 2, -length / 2
+    it = Assembly("truck", variant, colour=colour)
+    lorry_cab(it, front, width, cab_top, depth, paint, floor - 0.2)
+    it.box(((rear + front) / 2, 0, floor), (length - 0.3, width * 0.45, 0.25), DARK_METAL)
+    bed_front = front - depth - 0.15
+    _load(draws, it, variant, (rear + 0.02, bed_front), width, floor + 0.15, top, paint, colour)
+    radius = 0.4 if light else draws.uniform(0.48, 0.53)
+    rear_axles = (
+        (rear + 0.24 * length,)
+        if light or draws.chance(0.5)
+        else (rear + 0.26 * length, rear + 0.26 * length - 1.25)
+    )
+    wheels(it, (front - depth * 0.62, *rear_axles), width / 2, radius, 0.3, steer=draws.normal(0, 0.1))
+    for side in (-1, 1):
+        it.box((rear, side * (width / 2 - 0.25), floor), (0.08, 0.3, 0.16), TAIL, reflectance=0.9)
+    return it
+
+
+def _load(
+    draws: Draws,
+    it: Assembly,
+    variant: str,
+    span: tuple[float, float],
+    width: float,
+    floor: float,
+    top: float,
+    paint: RGB,
+    colour: int,
+) -> None:
+    """What a lorry carries between x = span[0] and span[1], above `floor`."""
+    x0, x1 = span
+    middle, length = (x0 + x1) / 2, x1 - x0
+    if variant == "box truck":
+        body = paint if draws.chance(0.55) or COLOURS[colour] == "white" else draws.paint("white")
+        if body != paint:
+            it.colour = COLOURS.index("white")
+        it.box((middle, 0, (floor + top) / 2), (length, width, top - floor), body)
+        it.box((x0, 0, (floor + top) / 2), (0.05, width * 0.9, (top - floor) * 0.92), draws.shade(METAL))
+        if draws.chance(0.4):  # a painted band with the owner's name
+            it.box(
+                (middle, 0, floor + 0.6 * (top - floor)),
+                (length * 0.7, width + 0.03, 0.35),
+                draws.paint("blue"),
+            )
+    elif variant == "tanker":
+        radius = width * 0.46
+        tank = draws.shade(METAL) if draws.chance(0.4) else paint
+        it.rod((x0, 0, floor + radius), (x1, 0, floor + radius), radius, tank)
+        it.box((middle, 0, floor + 2 * radius + 0.06), (length * 0.8, 0.5, 0.14), DARK_METAL)
+        if tank != paint:
+            it.colour = COLOURS.index("grey")
+    elif variant == "tipper":
+        high = floor + draws.uniform(0.9, 1.4)
+        raised = draws.uniform(0.0, 0.5) if draws.chance(0.25) else 0.0
+        lift = 0.5 * length * raised
+        it.box(
+            (middle, 0, (floor + high) / 2 + lift * 0.9), (length, width, high - floor), paint, pitch=-raised
+        )
+        it.ellipsoid(
+            (middle, 0, high + lift * 0.9),
+            (length * 0.85, width * 0.8, 0.7),
+            (0.33, 0.27, 0.2),
+            pitch=-raised,
+        )
+    else:
+        it.box((middle, 0, floor + 0.06), (length, width, 0.14), paint)
+        it.box((x1 - 0.06, 0, floor + 0.5), (0.12, width, 0.9), paint)
+        _bed_load(draws, it, variant, x0, x1, width, floor + 0.13)
+
+
+def _bed_load(
+    draws: Draws, it: Assembly, variant: str, x0: float, x1: float, width: float, floor: float
+) -> None:
+    """Crates, pipes or a crane on a flat bed."""
+    length = x1 - x0
+    if variant == "tow truck":
+        it.beam((x1 - 0.8, 0, floor), (x0 + 0.3, 0, floor + 1.5), 0.25, 0.3, draws.paint("yellow"))
+        it.rod((x0 + 0.3, 0, floor + 1.5), (x0 + 0.3, 0, floor + 0.3), 0.04, DARK_METAL)
+        it.box((x1 - 0.4, 0, floor + 1.0), (0.3, width * 0.8, 0.14), (0.95, 0.55, 0.05), reflectance=0.9)
+    elif draws.chance(0.5):
+        for i in range(draws.integer(1, 3)):
+            size = draws.uniform(0.8, 1.3)
+            x = x0 + length * (i + 0.7) / 3.6
+            y = draws.uniform(-0.25, 0.25)
+            it.box((x, y, floor + size / 2), (size * 1.1, size * 1.2, size), draws.shade((0.5, 0.38, 0.22)))
+    else:
+        for i in range(draws.integer(2, 4)):
+            y = (i - 1.5) * 0.4
+            it.rod((x0 + 0.3, y, floor + 0.2), (x1 - 0.4, y, floor + 0.2), 0.18, draws.shade(METAL))

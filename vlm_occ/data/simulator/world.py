@@ -1,0 +1,209 @@
+"""A world to drive through: ground, background, objects and the ego's way, all from one seed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vlm_occ.data.simulator.assemblies import SEMANTIC_OF_LABEL, Part, tight_boxes, to_solids
+from vlm_occ.data.simulator.clearance import FRAME_SECONDS, Clearance, Placed, arc
+from vlm_occ.data.simulator.draws import Draws
+from vlm_occ.data.simulator.objects import Ground, Motion, Place, Solids
+from vlm_occ.data.simulator.placement import populate
+from vlm_occ.data.simulator.roads import RoadMap, draw_road_map
+from vlm_occ.data.simulator.surface import draw_ground
+from vlm_occ.geometry import rigid, rotation_z
+
+EGO_FRONT, EGO_REAR, EGO_HALF_WIDTH = 3.0, 1.1, 0.95
+"""The ego vehicle around its origin (the middle of the rear axle, on the ground), metres."""
+
+ObjectSize = Literal["small", "medium", "large"]
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """Light and air, for the sensors."""
+
+    sun_direction: Tensor  # float32 [3], unit, from the scene to the sun (world)
+    sun_strength: float
+    ambient: float
+    exposure: float
+    haze: float  # extinction per metre
+    sky_colour: Tensor  # float32 [3]
+    colour_cast: Tensor  # float32 [3], factor on the image
+
+
+@dataclass(frozen=True)
+class World(Appearance):
+    """A simulated drive at `timestamps`; the last moment is the reference. World frame unless said otherwise."""
+
+    seed: int
+    ground: Ground
+    ego_poses: Tensor  # float64 [T, 4, 4] world_from_ego; the origin is on the ground under the rear axle
+    timestamps: Tensor  # float64 [T] seconds, the last is 0
+    labels: Tensor  # long [M], index in TALK2OCC_CLASSES
+    variants: tuple[str, ...]
+    colours: Tensor  # long [M], index in COLOURS, -1 where none is dominant
+    sizes: tuple[ObjectSize, ...]
+    velocities: Tensor  # float32 [M, 2] m/s at the reference
+    motions: tuple[Motion, ...]
+    places: tuple[Place, ...]
+    calibration_seed: int  # for the rig's jitter
+    ego_height_jitter: float  # metres that the rig sits higher than nominal
+    parts: Solids  # the objects' parts, each in the frame of its object
+    background: Solids  # instance -1
+    tracks: Tensor  # float64 [M, 5]: x, y, heading at the reference, speed, yaw rate
+    plane: Tensor  # float64 [3, 3]: rotation that takes the upright to the ground's normal
+
+    def poses_at(self, frame: int) -> Tensor:
+        """world_from_object [M, 4, 4] (float64) at a frame."""
+        time = self.timestamps[frame]
+        x, y, yaw, speed, rate = self.tracks.unbind(-1)
+        turn = 0.5 * rate * time
+        chord = speed * time * torch.sinc(turn / math.pi)
+        x, y = x + chord * torch.cos(yaw + turn), y + chord * torch.sin(yaw + turn)
+        z = self.ground.height + self.ground.slope[0] * x + self.ground.slope[1] * y
+        return rigid(self.plane @ rotation_z(yaw + 2 * turn), torch.stack([x, y, z], dim=-1))
+
+    def object_solids_at(self, frame: int) -> Solids:
+        """The objects' solids at a frame, without the background."""
+        poses = self.poses_at(frame)[self.parts.instance].float()  # [P, 4, 4]
+        rotation = poses[:, :3, :3]
+        centre = (rotation @ self.parts.centre[..., None])[..., 0] + poses[:, :3, 3]
+        turned = rotation @ self.parts.rotation
+        p = self.parts
+        return Solids(centre, turned, p.half_size, p.shape, p.colour, p.semantic, p.instance, p.reflectance)
+
+    def solids_at(self, frame: int) -> Solids:
+        """Everything solid at a frame: the objects', then the background's solids."""
+        a, b = self.object_solids_at(frame), self.background
+        fields = ("centre", "rotation", "half_size", "shape", "colour", "semantic", "instance", "reflectance")
+        return Solids(*(torch.cat([getattr(a, name), getattr(b, name)]) for name in fields))
+
+    def boxes_at(self, frame: int) -> Tensor:
+        """Tight upright boxes [M, 7] (float32) around the objects' parts at a frame, at the objects' headings."""
+        rotation = self.poses_at(frame)[:, :3, :3]
+        return tight_boxes(
+            self.object_solids_at(frame), torch.atan2(rotation[:, 1, 0], rotation[:, 0, 0]).float()
+        )
+
+
+def build_world(seed: int, *, balanced: bool = False, num_frames: int = 1) -> World:
+    """The world of a seed; `balanced` makes every class about equally frequent over seeds.
+
+    Errors: ValueError where `num_frames` is below 1.
+    """
+    if num_frames < 1:
+        raise ValueError(f"num_frames = {num_frames}, expected at least 1 (the reference frame)")
+    draws = Draws(seed)
+    roads = draw_road_map(draws)
+    x, y, yaw, speed, rate = _draw_ego(draws, roads)
+    clearance = Clearance(num_frames)
+    middle, half = (EGO_FRONT - EGO_REAR) / 2, (EGO_FRONT + EGO_REAR) / 2
+    past = [arc(x, y, yaw, speed, rate, time) for time in clearance.times]
+    clearance.take(
+        [
+            (
+                px + middle * math.cos(a),
+                py + middle * math.sin(a),
+                math.cos(a),
+                math.sin(a),
+                half,
+                EGO_HALF_WIDTH,
+            )
+            for px, py, a in past
+        ]
+    )
+    placed = populate(draws, roads, clearance, balanced=balanced)
+    return _to_world(draws, seed, roads, placed, past[::-1])
+
+
+def _draw_ego(draws: Draws, roads: RoadMap) -> tuple[float, float, float, float, float]:
+    """The ego's x, y, heading, speed and yaw rate at the reference, in the layout frame."""
+    forward = [lane for lane in roads.main.lanes if lane.direction > 0]
+    x, y, yaw = roads.main.pose(0.0, draws.choice(forward).offset)
+    speed = 0.0 if draws.chance(0.2) else draws.uniform(1.0, 12.0)
+    return x, y, yaw, speed, speed * roads.main.curvature / (1 - roads.main.curvature * y)
+
+
+def _to_world(
+    draws: Draws, seed: int, roads: RoadMap, placed: list[Placed], ego: list[tuple[float, float, float]]
+) -> World:
+    """Turn and move the layout into the world frame and make tensors of it."""
+    world_yaw = draws.uniform(-math.pi, math.pi)
+    shift = (draws.uniform(-500, 500), draws.uniform(-500, 500))
+    slope = (draws.normal(0, 0.008), draws.normal(0, 0.008))
+    height = draws.uniform(-3, 3) - slope[0] * shift[0] - slope[1] * shift[1]
+    ground = draw_ground(draws, roads, world_yaw=world_yaw, shift=shift, height=height, slope=slope)
+    cos, sin = math.cos(world_yaw), math.sin(world_yaw)
+
+    def moved(x: float, y: float, yaw: float) -> tuple[float, float, float]:
+        return shift[0] + cos * x - sin * y, shift[1] + sin * x + cos * y, yaw + world_yaw
+
+    plane = _tilt(slope)
+    tracks = torch.tensor(
+        [(*moved(o.x, o.y, o.yaw), o.speed, o.yaw_rate) for o in placed], dtype=torch.float64
+    ).reshape(-1, 5)
+    route = torch.tensor([moved(*pose) for pose in ego], dtype=torch.float64)  # [T, 3]
+    z = height + slope[0] * route[:, 0] + slope[1] * route[:, 1]
+    ego_poses = rigid(plane @ rotation_z(route[:, 2]), torch.stack([route[:, 0], route[:, 1], z], dim=-1))
+    parts: list[Part] = [part for o in placed for part in o.assembly.parts]
+    instance = [i for i, o in enumerate(placed) for _ in o.assembly.parts]
+    semantic = [SEMANTIC_OF_LABEL[placed[i].assembly.label] for i in instance]
+    heading = torch.stack([torch.cos(tracks[:, 2]), torch.sin(tracks[:, 2])], dim=-1)
+    return World(
+        seed=seed,
+        ground=ground,
+        **vars(_draw_appearance(draws)),
+        ego_poses=ego_poses,
+        timestamps=(torch.arange(len(ego), dtype=torch.float64) - (len(ego) - 1)) * FRAME_SECONDS,
+        labels=torch.tensor([o.assembly.label for o in placed], dtype=torch.long),
+        variants=tuple(o.assembly.variant for o in placed),
+        colours=torch.tensor([o.assembly.colour for o in placed], dtype=torch.long),
+        sizes=tuple("medium" for _ in placed),
+        velocities=(heading * tracks[:, 3:4]).float(),
+        motions=tuple(o.motion for o in placed),
+        places=tuple(o.place for o in placed),
+        calibration_seed=draws.integer(0, 2**30),
+        ego_height_jitter=draws.normal(0.0, 0.04),
+        parts=to_solids(parts, semantic=semantic, instance=instance),
+        background=to_solids([], semantic=[], instance=[]),
+        tracks=tracks,
+        plane=plane,
+    )
+
+
+def _tilt(slope: tuple[float, float]) -> Tensor:
+    """The smallest rotation [3, 3] (float64) that takes z to the normal of a plane with this slope (Rodrigues)."""
+    normal = torch.tensor([-slope[0], -slope[1], 1.0], dtype=torch.float64)
+    a, b, c = (normal / normal.norm()).tolist()
+    k = 1 / (1 + c)
+    rows = [[1 - k * a * a, -k * a * b, a], [-k * a * b, 1 - k * b * b, b], [-a, -b, c]]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def _draw_appearance(draws: Draws) -> Appearance:
+    """A time of day and a sky."""
+    high, around = math.radians(draws.uniform(15, 75)), draws.uniform(-math.pi, math.pi)
+    sun = [math.cos(high) * math.cos(around), math.cos(high) * math.sin(around), math.sin(high)]
+    overcast = draws.chance(0.35)
+    strength = draws.uniform(0.05, 0.25) if overcast else draws.uniform(0.5, 0.9)
+    sky = (
+        (0.75, 0.77, 0.79)
+        if overcast
+        else (draws.uniform(0.42, 0.6), draws.uniform(0.6, 0.75), draws.uniform(0.82, 0.95))
+    )
+    warm = draws.normal(0, 0.05)
+    return Appearance(
+        sun_direction=torch.tensor(sun),
+        sun_strength=strength,
+        ambient=draws.uniform(0.6, 0.75) if overcast else draws.uniform(0.35, 0.5),
+        exposure=draws.uniform(0.8, 1.25),
+        haze=draws.uniform(0.0005, 0.008),
+        sky_colour=torch.tensor(draws.shade(sky, 0.06)),
+        colour_cast=torch.tensor([1 + warm, 1 + draws.normal(0, 0.015), 1 - warm]),
+    )
