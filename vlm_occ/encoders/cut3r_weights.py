@@ -38,19 +38,17 @@ class _Ignored:
         pass
 
 
-class _Filled(dict[object, object]):
-    """A dict that starts empty, whatever factory it is given."""
-
-    def __init__(self, *_: object) -> None:
-        super().__init__()
+def _empty_dict(*_: object) -> dict[object, object]:
+    """Takes the place of defaultdict: torch's unpickler fills plain dicts only."""
+    return {}
 
 
-def _stand_in(name: str) -> type:
+def _stand_in(name: str) -> Callable[..., object]:
     """What unpickling may use as the class `name`; ValueError if it is no container and no config."""
     if name in _PLAIN_CLASSES:
         return _PLAIN_CLASSES[name]
     if name == "collections.defaultdict":
-        return _Filled
+        return _empty_dict
     if name.startswith(_IGNORED_CLASSES):
         return type(name.rpartition(".")[2], (_Ignored,), {})
     raise ValueError(f"it wants to run {name!r}, expected tensors and plain values; do not open it elsewhere")
@@ -89,7 +87,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     except ValueError as error:
         raise ValueError(f"{path} is refused: {error}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        lines = str(error).partition("WeightsUnpickler error:")[2] or str(error) or type(error).__name__
+        reason = lines.strip().splitlines()[0]
         raise ValueError(f"{path} is no readable torch checkpoint ({reason}); download it again") from error
     tensors = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
