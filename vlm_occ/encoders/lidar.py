@@ -1,4 +1,4 @@
-"""LiDAR sweeps to voxel features: points to voxels, then sparse convolutions at the grid's scale and half of it."""
+"""LiDAR sweeps to voxel features: points to voxels, then sparse convolutions at two scales."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class PointVoxels:
 
 
 def merge_sweeps(scene: Scene, max_frames: int) -> Tensor:
-    """Points [N, 5] of the latest `max_frames` sweeps: x, y, z (reference ego frame, metres), intensity, age (s).
+    """Points [N, 5] of the latest `max_frames` sweeps: x, y, z (reference ego, metres), intensity, age (s).
 
-    Ego motion is compensated in float64 (world coordinates are kilometres); points outside the grid are dropped.
+    Ego motion is compensated in float64, as world coordinates are kilometres; points outside the grid go.
     """
     reference_from_world = invert_rigid(scene.reference.world_from_ego.double())
     parts = [torch.zeros(0, 5)]
@@ -85,8 +85,8 @@ def pool_mean(values: Tensor, row: Tensor, count: Tensor) -> Tensor:
 def pool_max(values: Tensor, row: Tensor, size: int) -> Tensor:
     """Maxima [size, C] of the values [N, C] of each row's points, 0 for a row without points.
 
-    Equal maxima share the gradient. The maximum is found without gradients and read back as the mean of the values
-    that equal it: 10 times faster backward than that of scatter_reduce.
+    Equal maxima share the gradient. The maximum is found without gradients and read back as the mean of the
+    values that equal it, whose backward is cheaper than that of scatter_reduce.
     """
     with torch.no_grad():
         target = values.new_zeros(size, values.shape[1])
@@ -113,7 +113,7 @@ class ResidualBlock(nn.Module):
 
 
 class PointEncoder(nn.Module):
-    """A small network on each point, pooled over its voxel by mean and maximum (VoxelNet, Zhou and Tuzel 2018)."""
+    """A small network on each point, pooled over its voxel by mean and maximum (after Zhou and Tuzel 2018)."""
 
     def __init__(self, width: int, grid: VoxelGrid) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class PointEncoder(nn.Module):
 class LidarEncoder(nn.Module):
     """Voxel features of merged LiDAR sweeps by sparse convolution; no LiDAR point at all is legal."""
 
-    def __init__(self, width: int = 32, out_width: int = 32, *, grid: VoxelGrid | None = None) -> None:
+    def __init__(self, width: int = 32, out_width: int = 32, grid: VoxelGrid | None = None) -> None:
         super().__init__()
         self.grid = grid or VoxelGrid()
         self.points = PointEncoder(width, self.grid)
@@ -170,7 +170,7 @@ class LidarEncoder(nn.Module):
 
 
 def flatten_height(fine: SparseTensor) -> Tensor:
-    """Bird's-eye view [B, C + Z, X, Y]: maximum over z of the features [M, C], then occupied heights (0 or 1)."""
+    """Bird's-eye view [B, C + Z, X, Y]: maximum over z of the features, then occupied heights (0 or 1)."""
     size_x, size_y, size_z = fine.shape
     batch, x, y, z = fine.index.unbind(1)
     column = (batch * size_x + x) * size_y + y  # [M]
