@@ -123,3 +123,49 @@ def read_yaml(kind: type[T], path: str | Path) -> T:
     if not isinstance(values, dict):
         raise ValueError(f"config {path} holds {type(values).__name__}, expected a mapping of fields")
     return from_dict(kind, values)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where a run's scenes come from."""
+
+    source: Literal["simulator", "talk2occ", "both"] = "simulator"
+    folder: str | None = None  # of `vlm-occ data talk2occ`, for "talk2occ" and "both"
+    scenes: int = 0  # simulated scenes in the pool; 0 makes a new one for every step
+    keep: str | None = None  # folder in which simulated scenes are kept between epochs and runs
+    num_frames: int = 2
+    queries: int = 48  # sentences written for each scene; a step draws from them
+    balanced: bool = True  # classes about equally often, instead of Table I's frequencies
+    augment: bool = True
+    drop_sensor: float = 0.15  # chance that the LiDAR or the cameras of a scene are left out
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run."""
+
+    out: str = "runs/nano"
+    stage: Literal["perception", "grounding", "joint"] = "joint"
+    init: str | None = None  # checkpoint whose weights the run starts from
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    seed: int = 0
+    steps: int = 1000
+    scenes_per_step: int = 1  # scenes of one process in one forward
+    accumulation: int = 1  # forwards per optimiser step
+    queries_per_scene: int = 16
+    perception_rate: float = 1e-3
+    head_rate: float = 1e-3
+    lora_rate: float = 3e-4
+    weight_decay: float = 0.01
+    warmup: int = 50
+    clip: float = 5.0
+    ema: float = 0.0  # decay of the averaged weights; 0 keeps none
+    language_share: float = 0.25  # share of the queries whose answer's words are trained
+    checkpointing: bool = False  # recompute activations of the language model to save memory
+    save_every: int = 200
+    keep_checkpoints: int = 2
+    log_every: int = 10
+    picture_every: int = 0
+    tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"

@@ -57,85 +57,83 @@ def occupancy_terms(output: PerceptionOutput, labels: Sequence[SceneLabels]) -> 
     """Occupancy (coarse and fine) over all voxels, unseen ones at a quarter; semantics where features
     exist.
     """
-    occupied = torch.stack([item.semantics != FREE for item in labels])  # [B, X, Y, Z]
-    seen = torch.stack([item.mask_lidar | item.mask_camera for item in labels])
-    weight = torch.where(seen, 1.0, 0.25) * torch.where(occupied, 2.0, 1.0)
-    target = occupied.float()
-    fine = functional.binary_cross_entropy_with_logits(output.occupancy_logits, target, reduction="none")
-    coarse_target = torch.stack([coarsen(item, (4, 4, 1)) for item in occupied]).float()
-    coarse = functional.binary_cross_entropy_with_logits(
-        output.coarse_logits, coarse_target, reduction="none"
-    )
-    b, x, y, z = output.voxel_index.unbind(-1)
-    semantics = torch.stack([item.semantics for item in labels])[b, x, y, z].long()
-    semantic = functional.cross_entropy(output.semantic_logits.float(), semantics, reduction="none")
-    mask = seen.float()
-    overlap = dice(output.occupancy_logits[seen], target[seen])
-    return {
-        "occupancy": term(fine, weight),
-        "occupancy_dice": Term(overlap, mask.new_tensor(1.0)),
-        "coarse": term(coarse),
-        "semantic": term(semantic),
+    values: dict[str, list[Tensor]] = {
+        name: [] for name in ("occupancy", "occupancy_dice", "coarse", "semantic")
     }
+    for b, item in enumerate(labels):
+        occupied = item.semantics != FREE  # [X, Y, Z]
+        seen = item.mask_lidar | item.mask_camera
+        weight = torch.where(seen, 1.0, 0.25) * torch.where(occupied, 2.0, 1.0)
+        logits, target = output.occupancy_logits[b], occupied.float()
+        fine = functional.binary_cross_entropy_with_logits(logits, target, weight, reduction="sum")
+        coarse = functional.binary_cross_entropy_with_logits(
+            output.coarse_logits[b], coarsen(occupied, (4, 4, 1)).float()
+        )
+        rows = (output.voxel_index[:, 0] == b).nonzero()[:, 0]
+        _, x, y, z = output.voxel_index[rows].unbind(-1)
+        semantic = functional.cross_entropy(
+            output.semantic_logits[rows].float(), item.semantics[x, y, z].long(), reduction="sum"
+        )
+        values["occupancy"].append(fine / weight.sum())
+        values["occupancy_dice"].append(dice(logits[seen], target[seen]))
+        values["coarse"].append(coarse)
+        values["semantic"].append(semantic / max(len(rows), 1))
+    return _terms(values)
 
 
 def centre_terms(output: PerceptionOutput, labels: Sequence[SceneLabels], grid: VoxelGrid) -> dict[str, Term]:
     """Heat map and box regression; the 3x3 cells around a centre learn its box, as a peak may be a cell
     off.
     """
-    heat, regression, count = [], [], output.regression.new_tensor(0.0)
+    values: dict[str, list[Tensor]] = {"heatmap": [], "regression": []}
     offsets = torch.cartesian_prod(torch.arange(-1, 2), torch.arange(-1, 2)).to(output.regression.device)
-    size = output.regression.new_tensor(grid.shape[:2]).long()
+    size = torch.tensor(grid.shape[:2], device=output.regression.device)
+    scale = output.regression.new_tensor([1, 1, 1, 1, 1, 1, 1, 1, 0.1, 0.1])
     for b, item in enumerate(labels):
         rows = seen_objects(item)
         boxes, velocities = item.boxes[rows], item.velocities[rows]
-        heat.append(draw_heatmap(boxes, item.classes[rows], grid))
         cells, inside = centre_cells(boxes, grid)
+        count = inside.sum().clamp(min=1)
+        heatmap = draw_heatmap(boxes, item.classes[rows], grid)
+        values["heatmap"].append(heatmap_focal(output.heatmap_logits[b], heatmap).sum() / count)
         around = (cells[inside][:, None] + offsets).flatten(0, 1)  # [K * 9, 2]
-        box = boxes[inside].repeat_interleave(9, dim=0)
-        velocity = velocities[inside].repeat_interleave(9, dim=0)
         keep = ((around >= 0) & (around < size)).all(-1)
-        around, box, velocity = around[keep], box[keep], velocity[keep]
+        around = around[keep]
+        box = boxes[inside].repeat_interleave(9, dim=0)[keep]
+        velocity = velocities[inside].repeat_interleave(9, dim=0)[keep]
         predicted = output.regression[b][:, around[:, 0], around[:, 1]].T
         target = encode_regression(box, velocity, around, grid)
-        scale = target.new_tensor([1, 1, 1, 1, 1, 1, 1, 1, 0.1, 0.1])
         loss = functional.smooth_l1_loss(predicted, target, reduction="none", beta=0.1) * scale
-        regression.append(loss.sum() / 9)
-        count = count + inside.sum()
-    total = heatmap_focal(output.heatmap_logits, torch.stack(heat)).sum()
-    return {
-        "heatmap": Term(total, count.clamp(min=1)),
-        "regression": Term(torch.stack(regression).sum(), count.clamp(min=1)),
-    }
+        values["regression"].append(loss.sum() / (9 * count))
+    return _terms(values)
 
 
 def attribute_terms(output: PerceptionOutput, labels: Sequence[SceneLabels]) -> dict[str, Term]:
     """Class, colour (where one is named) and motion of the candidates that match an object."""
-    sums = {name: output.voxel_features.sum() * 0 for name in ("label", "colour", "moving")}
-    counts = {name: output.voxel_features.new_tensor(0.0) for name in sums}
+    values: dict[str, list[Tensor]] = {"label": [], "colour": [], "moving": []}
     for tokens, item in zip(output.tokens, labels, strict=True):
         rows = seen_objects(item)
         match = match_boxes(tokens.candidates.box, item.boxes[rows])
         rows, match = rows[match >= 0], match[match >= 0]
-        speed = item.velocities[rows].norm(dim=-1)
         colours = item.colours[rows]
-        losses = {
-            "label": functional.cross_entropy(
-                tokens.class_logits[match], item.classes[rows], reduction="sum"
-            ),
-            "colour": functional.cross_entropy(
-                tokens.colour_logits[match], colours, reduction="sum", ignore_index=-1
-            ),
-            "moving": functional.binary_cross_entropy_with_logits(
-                tokens.moving_logits[match], (speed > 0.5).float(), reduction="sum"
-            ),
-        }
-        numbers = {"label": len(rows), "colour": int((colours >= 0).sum()), "moving": len(rows)}
-        for name, value in losses.items():
-            if numbers[name]:
-                sums[name] = sums[name] + value
-                counts[name] = counts[name] + numbers[name]
-    return {name: Term(sums[name], counts[name].clamp(min=1)) for name in sums}
+        moving = (item.velocities[rows].norm(dim=-1) > 0.5).float()
+        label = functional.cross_entropy(tokens.class_logits[match], item.classes[rows], reduction="sum")
+        colour = functional.cross_entropy(
+            tokens.colour_logits[match], colours, reduction="sum", ignore_index=-1
+        )
+        motion = functional.binary_cross_entropy_with_logits(
+            tokens.moving_logits[match], moving, reduction="sum"
+        )
+        count = max(len(rows), 1)
+        values["label"].append(label / count)
+        values["colour"].append(colour / (colours >= 0).sum().clamp(min=1))
+        values["moving"].append(motion / count)
+    return _terms(values)
+
+
+def _terms(values: dict[str, list[Tensor]]) -> dict[str, Term]:
+    """Each scene's mean is one item of a term, so that a batch split over processes gives the same loss."""
+    return {name: term(torch.stack(items)) for name, items in values.items()}
 
 
 def weighted_sum(terms: dict[str, Term], weights: dict[str, float]) -> tuple[Tensor, dict[str, float]]:
@@ -155,71 +153,66 @@ def grounding_terms(
 
 
 def pointer_term(output: GroundingOutput, batch: Batch, labels: Sequence[SceneLabels]) -> Term:
-    """Focal loss of every token for every query, a mean over tokens per query.
+    """Focal loss of every token for every query, a mean over a scene's queries.
 
     A token over a target's footprint that was not matched to it is neither right nor wrong; a query with a
-    target
-    that no token stands for is left out.
+    target that no token stands for is left out.
     """
-    losses = []
+    scenes = []
     for logits, match, queries, tokens, item in zip(
         output.pointer_logits, output.matches, batch.queries, output.perception.tokens, labels, strict=True
     ):
         over = inside_footprint(tokens.candidates.box, item.boxes)  # [M, N]
+        losses = [logits.sum() * 0]
         for q, query in enumerate(queries):
-            rows = match[list(query.targets)]
+            targets = list(query.targets)
+            rows = match[targets]
             if (rows < 0).any() or not logits.shape[1]:
                 continue
             target = torch.zeros_like(logits[q]).index_fill(0, rows, 1.0)
-            ignore = over[list(query.targets)].any(0) & (target == 0)
+            ignore = over[targets].any(0) & (target == 0)
             loss = sigmoid_focal(logits[q], target, alpha=0.5)
             losses.append(torch.where(ignore, torch.zeros_like(loss), loss).sum())
-    if not losses:
-        return _nothing(output)
-    return term(torch.stack(losses))
+        scenes.append(torch.stack(losses).sum() / max(len(losses) - 1, 1))
+    return term(torch.stack(scenes))
 
 
 def object_terms(output: GroundingOutput, labels: Sequence[SceneLabels], grid: VoxelGrid) -> dict[str, Term]:
     """Mask and box losses of the decoded objects; the truth of a mask is Talk2Occ's eq. 1."""
-    masks, overlaps, boxes = [], [], []
-    truths: dict[tuple[int, int], Tensor] = {}
-    for item in output.objects:
-        key = (item.scene, item.target)
-        box = labels[item.scene].boxes[item.target]
-        if key not in truths:
-            truths[key] = voxels_in_box(box, grid) & (labels[item.scene].semantics != FREE)
-        index = output.perception.voxel_index[item.voxel_rows]
-        target = truths[key][index[:, 1], index[:, 2], index[:, 3]].float()
-        weight = 1 / target.sum().clamp(min=20.0)  # small objects count as much as large ones
-        loss = functional.binary_cross_entropy_with_logits(item.mask_logits, target, reduction="sum")
-        masks.append(loss * weight)
-        overlaps.append(dice(item.mask_logits, target))
-        boxes.append(box_l1(item.box[None], box[None])[0])
-    if not masks:
-        return {name: _nothing(output) for name in ("mask", "mask_dice", "box")}
-    return {
-        "mask": term(torch.stack(masks)),
-        "mask_dice": term(torch.stack(overlaps)),
-        "box": term(torch.stack(boxes)),
-    }
+    values: dict[str, list[Tensor]] = {"mask": [], "mask_dice": [], "box": []}
+    for b, item in enumerate(labels):
+        truths: dict[int, Tensor] = {}
+        masks, overlaps, boxes = ([output.pointer_logits[b].sum() * 0] for _ in range(3))
+        for found in output.objects:
+            if found.scene != b:
+                continue
+            box = item.boxes[found.target]
+            if found.target not in truths:
+                truths[found.target] = voxels_in_box(box, grid) & (item.semantics != FREE)
+            index = output.perception.voxel_index[found.voxel_rows]
+            target = truths[found.target][index[:, 1], index[:, 2], index[:, 3]].float()
+            loss = functional.binary_cross_entropy_with_logits(found.mask_logits, target, reduction="sum")
+            masks.append(loss / target.sum().clamp(min=20.0))  # small objects count as much as large ones
+            overlaps.append(dice(found.mask_logits, target))
+            boxes.append(box_l1(found.box[None], box[None])[0])
+        for name, losses in zip(values, (masks, overlaps, boxes), strict=True):
+            values[name].append(torch.stack(losses).sum() / max(len(losses) - 1, 1))
+    return _terms(values)
 
 
 def language_term(model: VLMOcc, output: GroundingOutput, batch: Batch) -> Term:
-    """Cross-entropy of the answer's words after the grounding token."""
-    states, targets = [], []
-    for scene_states, queries in zip(output.answer_states, batch.queries, strict=True):
+    """Cross-entropy of the answer's words after the grounding token, a mean over a scene's words."""
+    scenes = []
+    for b, (scene_states, queries) in enumerate(zip(output.answer_states, batch.queries, strict=True)):
+        states, targets = [], []
         for state, query in zip(scene_states, queries, strict=True):
             if query.answer:
                 ids, place = model.backbone.query_ids(query.text, query.answer)
                 states.append(state[place : len(ids) - 1])
                 targets.append(ids[place + 1 :].to(state.device))
-    if not states:
-        return _nothing(output)
-    return next_token_cross_entropy(model.backbone.logits(torch.cat(states)), torch.cat(targets))
-
-
-def _nothing(output: GroundingOutput) -> Term:
-    """A term without items that still reaches the parameters, so that every process has the same gradients.
-    """
-    zero = output.perception.voxel_features.sum() * 0
-    return Term(zero, torch.ones_like(zero).detach())
+        loss = output.pointer_logits[b].sum() * 0
+        if states:
+            words = next_token_cross_entropy(model.backbone.logits(torch.cat(states)), torch.cat(targets))
+            loss = loss + words.total / words.count
+        scenes.append(loss)
+    return term(torch.stack(scenes))

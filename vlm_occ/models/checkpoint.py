@@ -182,10 +182,8 @@ def _download(repo_id: str) -> Path:
         return Path(snapshot_download(repo_id, allow_patterns=["*.json", "*.safetensors"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
-        raise ValueError(
-            f"{path} is not the config of a VLM-Occ checkpoint; copy or download it again"
-        ) from error
-            "the network, or download the folder elsewhere and give its path"
+            f"could not fetch the model {repo_id!r} from the Hub ({str(error).splitlines()[0]}); check the "
+            "name and the network, or download the folder elsewhere and give its path"
         ) from error
 
 

@@ -52,7 +52,7 @@ class PerceptionOutput:
 
 
 class Perception(nn.Module):
-    """LiDAR and cameras to voxels, fused, decoded into occupancy and candidates; any sensor may be missing."""
+    """LiDAR and cameras to voxels, fused, decoded into occupancy and candidates; any may be missing."""
 
     def __init__(self, config: PerceptionConfig, *, grid: VoxelGrid | None = None) -> None:
         super().__init__()
@@ -144,9 +144,8 @@ class Perception(nn.Module):
         """
         logits = logits.detach()
         chosen = logits > 0
-        limit = MAX_VOXELS * len(logits)
-        if int(chosen.sum()) > limit:
-            chosen = logits > logits.flatten().topk(limit).values[-1]
+        for b in (chosen.flatten(1).sum(1) > MAX_VOXELS).nonzero()[:, 0].tolist():
+            chosen[b] = logits[b] > logits[b].flatten().topk(MAX_VOXELS).values[-1]
         return (chosen if extra is None else chosen | extra).nonzero()
 
     def _voxel_features(

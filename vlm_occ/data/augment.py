@@ -1,0 +1,215 @@
+"""Augmentations that keep sensors, labels and sentences true to each other."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vlm_occ.config import DataConfig
+from vlm_occ.geometry import invert_rigid, rigid, rotation_z, wrap_angle
+from vlm_occ.types import FREE, CameraRig, Frame, LabelledScene, Scene, SceneLabels, VoxelGrid
+
+_MIRRORED = {"LEFT": "RIGHT", "RIGHT": "LEFT"}
+
+
+def augment(
+    item: LabelledScene,
+    bits: torch.Generator,
+    data: DataConfig,
+    *,
+    geometric: bool = True,
+    turn: float = 2.0,
+    scale: float = 0.03,
+) -> LabelledScene:
+    """A random variant of a labelled scene: mirror, turn (degrees), scale, colours, GridMask, missing
+    sensors.
+
+    Small turns keep sentences true, since the simulator's sides have margins; without sentences `turn` may be
+    large. Without `geometric`, only sensors and colours change.
+    """
+    draw = torch.rand(8, generator=bits).tolist()
+    if geometric:
+        if draw[0] < 0.5:
+            item = mirror(item)
+        yaw = math.radians(turn) * (2 * draw[1] - 1)
+        item = turn_and_scale(item, yaw, 1 + scale * (2 * draw[2] - 1))
+    frames = item.scene.frames[-(1 + int(draw[3] * len(item.scene.frames))) :]  # one to all frames
+    scene = replace(item.scene, frames=frames)
+    if draw[4] < data.drop_sensor:
+        scene = without_lidar(scene) if draw[5] < 0.5 else without_cameras(scene)
+    if len(scene.reference.images):
+        scene = replace(scene, frames=tuple(_recolour(frame, bits) for frame in scene.frames))
+        scene = replace(scene, rig=jitter_calibration(scene.rig, bits))
+    return replace(item, scene=scene)
+
+
+def mirror(item: LabelledScene) -> LabelledScene:
+    """The scene with left and right exchanged, sentences and camera names included."""
+    from vlm_occ.data.simulator.lexicon import flip_text
+
+    scene, labels = item.scene, item.labels
+    flip = torch.diag(torch.tensor([1.0, -1.0, 1.0]))
+    frames = _move_frames(scene, flip)
+    frames = tuple(replace(frame, images=frame.images.flip(-1)) for frame in frames)
+    intrinsics = scene.rig.intrinsics.clone()
+    intrinsics[:, 0, 2] = scene.rig.image_size[1] - intrinsics[:, 0, 2]
+    mirror_camera = torch.diag(torch.tensor([-1.0, 1.0, 1.0]))
+    rotation = flip @ scene.rig.ego_from_camera[:, :3, :3] @ mirror_camera
+    rig = replace(
+        scene.rig,
+        names=tuple(_mirror_name(name) for name in scene.rig.names),
+        intrinsics=intrinsics,
+        ego_from_camera=rigid(rotation, scene.rig.ego_from_camera[:, :3, 3] @ flip),
+    )
+    boxes = labels.boxes.clone()
+    boxes[:, 1] *= -1
+    boxes[:, 6] = wrap_angle(-boxes[:, 6])
+    labels = replace(
+        labels,
+        semantics=labels.semantics.flip(1),
+        mask_lidar=labels.mask_lidar.flip(1),
+        mask_camera=labels.mask_camera.flip(1),
+        boxes=boxes,
+        velocities=labels.velocities * torch.tensor([1.0, -1.0]),
+    )
+    queries = tuple(replace(q, text=flip_text(q.text), answer=flip_text(q.answer)) for q in item.queries)
+    situations = tuple(
+        replace(s, text=flip_text(s.text), position=(s.position[0], -s.position[1]), yaw=-s.yaw)
+        for s in item.situations
+    )
+    return LabelledScene(replace(scene, rig=rig, frames=frames), labels, queries, situations)
+
+
+def turn_and_scale(item: LabelledScene, yaw: float, scale: float) -> LabelledScene:
+    """The scene turned by `yaw` radians about z and scaled; pixels stay, cameras and labels move."""
+    scene, labels = item.scene, item.labels
+    rotation = rotation_z(torch.tensor(yaw))
+    linear = scale * rotation
+    pose = scene.rig.ego_from_camera
+    rig = replace(scene.rig, ego_from_camera=rigid(rotation @ pose[:, :3, :3], pose[:, :3, 3] @ linear.T))
+    boxes = labels.boxes.clone()
+    boxes[:, :3] = boxes[:, :3] @ linear.T
+    boxes[:, 3:6] *= scale
+    boxes[:, 6] = wrap_angle(boxes[:, 6] + yaw)
+    labels = replace(
+        resample(labels, scene.grid, linear),
+        boxes=boxes,
+        velocities=labels.velocities @ linear[:2, :2].T,
+    )
+    situations = tuple(
+        replace(
+            s,
+            position=tuple((linear[:2, :2] @ torch.tensor(s.position)).tolist()),
+            yaw=float(wrap_angle(torch.tensor(s.yaw + yaw))),
+        )
+        for s in item.situations
+    )
+    moved = replace(scene, rig=rig, frames=_move_frames(scene, linear))
+    return LabelledScene(moved, labels, item.queries, situations)
+
+
+def resample(labels: SceneLabels, grid: VoxelGrid, linear: Tensor) -> SceneLabels:
+    """Voxel labels under a linear map [3, 3] of the ego frame, nearest neighbour; free and unseen outside."""
+    source = grid.centers().reshape(-1, 3) @ torch.linalg.inv(linear).T
+    index, inside = grid.index_of(source)
+    x, y, z = index.unbind(-1)
+    inside = inside.reshape(grid.shape)
+
+    def moved(values: Tensor) -> Tensor:
+        return values[x, y, z].reshape(grid.shape)
+
+    free = torch.full_like(labels.semantics, FREE)
+    return replace(
+        labels,
+        semantics=torch.where(inside, moved(labels.semantics), free),
+        mask_lidar=inside & moved(labels.mask_lidar),
+        mask_camera=inside & moved(labels.mask_camera),
+    )
+
+
+def without_lidar(scene: Scene) -> Scene:
+    """The scene without its LiDAR."""
+    return replace(scene, frames=tuple(replace(frame, points=None) for frame in scene.frames))
+
+
+def without_cameras(scene: Scene) -> Scene:
+    """The scene without its cameras."""
+    rig = replace(scene.rig, names=(), intrinsics=torch.zeros(0, 3, 3), ego_from_camera=torch.zeros(0, 4, 4))
+    return replace(
+        scene, rig=rig, frames=tuple(replace(frame, images=frame.images[:0]) for frame in scene.frames)
+    )
+
+
+def jitter_calibration(
+    rig: CameraRig, bits: torch.Generator, *, degrees: float = 0.15, metres: float = 0.01
+) -> CameraRig:
+    """Cameras turned and moved a little: the calibration errors of a real vehicle."""
+    angle = torch.randn(len(rig.names), generator=bits) * math.radians(degrees)
+    shift = torch.randn(len(rig.names), 3, generator=bits) * metres
+    rotation = rotation_z(angle) @ rig.ego_from_camera[:, :3, :3]
+    return replace(rig, ego_from_camera=rigid(rotation, rig.ego_from_camera[:, :3, 3] + shift))
+
+
+def _recolour(frame: Frame, bits: torch.Generator) -> Frame:
+    """Brightness, contrast and a little tint, GridMask at times (Talk2Occ V-A; Chen et al. 2020)."""
+    draw = torch.rand(8, generator=bits)
+    images = frame.images.float() / 255
+    mean = images.mean(dim=(-2, -1), keepdim=True)
+    images = (images - mean) * (0.85 + 0.3 * draw[0]) + mean * (0.8 + 0.4 * draw[1])
+    images = images * (0.95 + 0.1 * draw[2:5])[:, None, None]
+    if draw[5] < 0.2:
+        images = images * grid_mask(images.shape[-2], images.shape[-1], bits)
+    return replace(frame, images=(images.clamp(0, 1) * 255).round().to(torch.uint8))
+
+
+def grid_mask(height: int, width: int, bits: torch.Generator) -> Tensor:
+    """A mask [H, W] of kept pixels: a grid of removed squares, a quarter of the image (GridMask)."""
+    period = int(torch.randint(24, 72, (1,), generator=bits))
+    start = torch.randint(0, period, (2,), generator=bits).tolist()
+    rows = (torch.arange(height) + start[0]) % period < period // 2
+    columns = (torch.arange(width) + start[1]) % period < period // 2
+    return 1.0 - (rows[:, None] & columns[None]).float()
+
+
+def crop(images: Tensor, intrinsics: Tensor, factor: float, place: float) -> tuple[Tensor, Tensor]:
+    """A crop of the middle rows [F, 3, H, W] enlarged by `factor` >= 1 to the same size, and its intrinsics.
+
+    `place` in 0..1 says where the window lies between left and right.
+    """
+    height, width = images.shape[-2:]
+    high, wide = round(height / factor), round(width / factor)
+    top, left = (height - high) // 2, round((width - wide) * place)
+    window = images[..., top : top + high, left : left + wide].float()
+    enlarged = functional.interpolate(window, size=(height, width), mode="bilinear", align_corners=False)
+    moved = intrinsics.clone()
+    moved[:, 0, 2] -= left
+    moved[:, 1, 2] -= top
+    moved[:, 0] *= width / wide
+    moved[:, 1] *= height / high
+    return enlarged.round().to(images.dtype), moved
+
+
+def _mirror_name(name: str) -> str:
+    return "_".join(_MIRRORED.get(part, part) for part in name.split("_"))
+
+
+def _move_frames(scene: Scene, linear: Tensor) -> tuple[Frame, ...]:
+    """Frames whose ego axes are mapped by `linear` [3, 3] (a turn, mirror and scale); the reference is the
+    world.
+    """
+    ego_from_world = invert_rigid(scene.reference.world_from_ego.double())
+    scale = linear.double().det().abs() ** (1 / 3)
+    turn = linear.double() / scale
+    frames = []
+    for frame in scene.frames:
+        relative = ego_from_world @ frame.world_from_ego.double()
+        pose = rigid(turn @ relative[:3, :3] @ turn.T, linear.double() @ relative[:3, 3])
+        points = frame.points
+        if points is not None:
+            points = torch.cat([points[:, :3] @ linear.T, points[:, 3:]], dim=-1)
+        frames.append(replace(frame, world_from_ego=pose, points=points))
+    return tuple(frames)

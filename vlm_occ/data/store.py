@@ -1,0 +1,138 @@
+"""Labelled scenes as one safetensors file each, and a pool of simulated ones kept on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vlm_occ.types import (
+    CameraRig,
+    Frame,
+    GroundingQuery,
+    LabelledScene,
+    Scene,
+    SceneLabels,
+    SituationQuery,
+    VoxelGrid,
+)
+
+LABEL_FIELDS = tuple(field.name for field in dataclasses.fields(SceneLabels))
+
+
+def save_scene(item: LabelledScene, path: Path) -> None:
+    """Write a labelled scene to `path`, at once or not at all."""
+    scene = item.scene
+    tensors = {
+        "intrinsics": scene.rig.intrinsics,
+        "ego_from_camera": scene.rig.ego_from_camera,
+        **{f"labels.{name}": getattr(item.labels, name) for name in LABEL_FIELDS},
+    }
+    for t, frame in enumerate(scene.frames):
+        tensors[f"frame{t}.images"] = frame.images
+        tensors[f"frame{t}.world_from_ego"] = frame.world_from_ego
+        if frame.points is not None:
+            tensors[f"frame{t}.points"] = frame.points
+    about = {
+        "name": scene.name,
+        "cameras": scene.rig.names,
+        "image_size": scene.rig.image_size,
+        "timestamps": [frame.timestamp for frame in scene.frames],
+        "grid": dataclasses.asdict(scene.grid),
+        "queries": [dataclasses.asdict(query) for query in item.queries],
+        "situations": [dataclasses.asdict(situation) for situation in item.situations],
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"scene": json.dumps(about)})
+    os.replace(temporary, path)
+
+
+def load_scene_file(path: Path) -> LabelledScene:
+    """Read what `save_scene` wrote; ValueError where the file is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads(file.metadata()["scene"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"scene file {path} is damaged ({error}); delete it to have it made again"
+        ) from error
+    rig = CameraRig(
+        tuple(about["cameras"]),
+        tensors["intrinsics"],
+        tensors["ego_from_camera"],
+        (about["image_size"][0], about["image_size"][1]),
+    )
+    frames = tuple(
+        Frame(
+            time,
+            tensors[f"frame{t}.images"],
+            tensors[f"frame{t}.world_from_ego"],
+            tensors.get(f"frame{t}.points"),
+        )
+        for t, time in enumerate(about["timestamps"])
+    )
+    grid = VoxelGrid(
+        tuple(about["grid"]["origin"]), about["grid"]["voxel_size"], tuple(about["grid"]["shape"])
+    )
+    return LabelledScene(
+        Scene(rig, frames, grid, about["name"]),
+        SceneLabels(**{name: tensors[f"labels.{name}"] for name in LABEL_FIELDS}),
+        tuple(GroundingQuery(**{**q, "targets": tuple(q["targets"])}) for q in about["queries"]),
+        tuple(SituationQuery(**{**s, "position": tuple(s["position"])}) for s in about["situations"]),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SimulatedScenes:
+    """Scenes of a split of the simulator by index; kept in `folder` once made, if one is given."""
+
+    split: Literal["train", "calibration", "val", "test"]
+    count: int
+    num_frames: int = 1
+    num_queries: int = 10
+    balanced: bool = False
+    lexicon: Literal["train", "heldout"] = "train"
+    folder: Path | None = None
+
+    def __len__(self) -> int:
+        """Number of scenes."""
+        return self.count
+
+    def __getitem__(self, index: int) -> LabelledScene:
+        """Scene `index`, simulated or read."""
+        from vlm_occ.data.simulator.scene import simulate, split_seed
+
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        path = self.folder / f"{self.split}-{index:06d}.safetensors" if self.folder else None
+        if path is not None and path.exists():
+            return load_scene_file(path)
+        item = simulate(
+            split_seed(self.split, index),
+            num_frames=self.num_frames,
+            num_queries=self.num_queries,
+            balanced=self.balanced,
+            lexicon=self.lexicon,
+        )
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_scene(item, path)
+        return item
+
+
+def random_bits(seed: int, step: int) -> torch.Generator:
+    """A generator that depends on the run's seed and the step alone, so that a resumed run draws the same."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % (2**63))
+
+
+def permutation(count: int, seed: int, epoch: int) -> Tensor:
+    """The order of `count` items in an epoch [count]."""
+    return torch.randperm(count, generator=random_bits(seed, epoch))
