@@ -22,7 +22,7 @@ CAMERA_LEAD = 0.05  # the camera fires that much before the LiDAR, seconds
 
 
 def drive(root: Path, version: str = "v1.0-mini", samples: int = 3) -> Path:
-    """A root with one scene at 2 Hz: one camera, the LiDAR, one car that keeps ahead of us and moves at 3 m/s along world x."""
+    """A root with one scene at 2 Hz: one camera, the LiDAR, one car that keeps ahead of us."""
     tables: dict[str, list[dict]] = {
         "sensor": [
             {"token": "s-cam", "channel": "CAM_FRONT", "modality": "camera"},
