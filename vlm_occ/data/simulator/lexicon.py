@@ -1,0 +1,179 @@
+"""The words of the simulator's sentences: two disjoint lexicons, and the mirror image of a sentence.
+
+`train` is what models learn from, `heldout` tests unseen words. What is disjoint (the tests hold it):
+- nouns: no token of a held-out noun has the stem (the token without its inflection) of any training word,
+  be it of a noun, an attribute, a relation or a sentence frame; stems of four letters or more occur in no
+  training word either;
+- sentence frames: no held-out frame is a training frame but the bare description, and their content words
+  share no stem;
+- attributes, places, motions, relations and orders: no held-out phrase is a training phrase.
+Shared: articles, prepositions, pronouns, numbers, `left` and `right`, the colours without an everyday
+synonym, and the answers, which are composed of training words in both lexicons.
+
+Tables hold `key: training wordings / held-out wordings`, wordings separated by `|`. All of them were
+written for this project; Talk2Car and nuScenes were read for their style only.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+Lexicon = Literal["train", "heldout"]
+Table = dict[str, tuple[str, ...]]
+
+_SIDE = re.compile(r"\b(left|right)(?=most\b|wards?\b|hand\b|\b)", re.IGNORECASE)
+_IDIOM = re.compile(
+    r"(?<!the )(?<!our )(?<!your )(?<!my )(?<!to )(?<!from )(?<!turn )(?<!front )(?<!back )"
+    r"\bright (?:next|behind|there|here|away|now|in front|beside|before|after|at the)\b"
+    r"|\ball right\b|\b(?:has|have|had) left\b|\bleft the\b",
+    re.IGNORECASE,
+)
+_OTHER_SIDE = {
+    "left": "right",
+    "right": "left",
+    "Left": "Right",
+    "Right": "Left",
+    "LEFT": "RIGHT",
+    "RIGHT": "LEFT",
+}
+
+
+def flip_text(text: str) -> str:
+    """The sentence for the mirrored scene: left and right swapped, also in left-hand, leftmost, leftward.
+
+    `right` as an adverb ("right behind us") and `left` as a verb ("has left") stay.
+    """
+    kept = [match.span() for match in _IDIOM.finditer(text)]
+
+    def swap(match: re.Match[str]) -> str:
+        idiom = any(start <= match.start() < end for start, end in kept)
+        return match.group() if idiom else _OTHER_SIDE[match.group()]
+
+    return _SIDE.sub(swap, text)
+
+
+def parse_tables(source: str) -> dict[Lexicon, Table]:
+    """Parse `key: a | b / c | d` lines; a key `left` or `left_of` gets its mirror image `right...`."""
+    train: Table = {}
+    heldout: Table = {}
+    for line in source.strip().replace("\n  ", " ").splitlines():
+        key, _, wordings = line.partition(":")
+        halves = wordings.split(" / ")
+        for table, half in zip((train, heldout), (halves[0], halves[-1]), strict=True):
+            words = tuple(word.strip() for word in half.split("|"))
+            table[key.strip()] = words
+            if "left" in key:
+                table[flip_key(key.strip())] = tuple(flip_text(word) for word in words)
+    return {"train": train, "heldout": heldout}
+
+
+def flip_key(key: str) -> str:
+    """The mirror image of a key of these tables: `left_of` and `right_of`, `leftmost` and `rightmost`."""
+    return re.sub("left|right", lambda match: _OTHER_SIDE[match.group()], key)
+
+
+NOUNS = parse_tables("""
+car: car | passenger car | motorcar | family car | private car / automobile | auto | runabout
+pedestrian: pedestrian | person | person on foot | someone on foot / passer-by | individual | bystander
+adult: man | woman | guy | lady / grown-up | bloke
+truck: truck | delivery truck | cargo truck | freight truck | goods vehicle / lorry | juggernaut | HGV
+bicycle: bicycle | bike | pushbike | cycle | pedal bike / velocipede | fixie
+animal: animal | creature | four-legged animal | wild animal / beast | critter | quadruped
+movable object: movable object | pushable object | movable thing | wheeled object / portable gear | haulable
+  gear
+traffic cone: traffic cone | cone | road cone | safety cone | warning cone / pylon | witch's hat | channelizer
+debris: piece of debris | piece of trash | pile of rubbish | pile of debris | bit of litter / heap of junk |
+  clump of scrap
+construction vehicle: construction vehicle | construction machine | building machine | work machine /
+  earthmover | site rig
+trailer: trailer | cargo trailer | semi-trailer | truck trailer | freight trailer / drawbar rig |
+  articulated rear
+emergency vehicle: emergency vehicle | rescue vehicle | emergency car | blue-light vehicle / responder unit
+  | siren unit
+bicycle rack: bicycle rack | bike rack | bike stand | rack for bikes | bicycle stand / docking frame |
+  Sheffield hoop
+barrier: barrier | traffic barrier | road barrier | barricade | crash barrier / guard fence | hurdle
+motorcycle: motorcycle | motorbike | motor bike | motor cycle / moped | scooter
+bus: bus | city bus | passenger bus | public bus | big bus / coach | charabanc | shuttle
+sedan: sedan | saloon / notch-rear
+hatchback: hatchback | hatch / liftgate auto
+estate: estate | station wagon / shooting brake
+van: van | minivan | delivery van | panel van / MPV | Sprinter
+suv: SUV | jeep | off-roader / crossover
+pickup: pickup | pickup truck / ute
+box truck: box truck | moving truck / luton
+flatbed truck: flatbed truck | flatbed / dropside lorry
+tanker: tanker | tank truck / bowser
+tow truck: tow truck | breakdown truck / wrecker
+taxi: taxi | taxi car / minicab
+excavator: excavator | crawler excavator | hydraulic excavator | tracked excavator / digger | backhoe |
+  power shovel
+crane: crane | mobile crane | construction crane / hoist | derrick
+roller: roller | road roller / compactor | tarmac flattener
+bulldozer: bulldozer / caterpillar
+loader: loader | wheel loader / bucket scooper
+dumper: dumper | dump truck | dumping truck / tipper
+mixer: cement mixer | concrete mixer | mixer truck / agitator
+police car: police car | police vehicle | police cruiser / squad unit | patrol unit
+ambulance: ambulance | ambulance vehicle / paramedic unit | medic unit
+fire engine: fire engine | fire truck | fire brigade vehicle / pumper | ladder rig
+child: child | kid | boy | girl / youngster | infant
+worker: worker | construction worker | road worker / labourer | navvy
+police officer: police officer | policeman / constable | cop
+wheelchair user: person in a wheelchair | wheelchair user / disabled individual
+pushchair: pushchair | stroller | baby carriage / pram | perambulator
+dog: dog | puppy / hound | canine | pooch
+cat: cat | house cat / feline | kitty
+deer: deer / stag
+horse: horse / pony | stallion
+cow: cow / bovine
+sheep: sheep / ewe
+bird: bird / fowl
+bin: bin | trash can | garbage bin | rubbish bin / dustbox | skip
+trolley: trolley | shopping trolley | cart | shopping cart / basket-carrier
+wheelbarrow: wheelbarrow | barrow / hod
+suitcase: suitcase / valise
+box: box | carton | cardboard box / crate
+tyre: tyre | tire / spare rim
+bag: bag | trash bag | rubbish bag / sack
+branch: branch | tree branch / bough
+pallet: pallet | wooden pallet / skid
+vehicle: vehicle | motor vehicle / conveyance
+thing: object | thing / item | entity
+""")
+"""Names of classes, of narrower kinds and of wider ones; plurals are formed by `plural`."""
+
+_IRREGULAR = {
+    "person": "people",
+    "man": "men",
+    "woman": "women",
+    "policeman": "policemen",
+    "child": "children",
+    "passer-by": "passers-by",
+    "sheep": "sheep",
+    "deer": "deer",
+    "gear": "gear",
+}
+
+
+def plural(noun: str) -> str:
+    """The plural of a noun of the table; the head is the last word before `of`, `in`, `for` or `on`."""
+    cut = re.search(r" (?:of|in|for|on) ", noun)
+    head, rest = (noun, "") if cut is None else (noun[: cut.start()], noun[cut.start() :])
+    start, gap, last = head.rpartition(" ")
+    if last in _IRREGULAR:
+        last = _IRREGULAR[last]
+    elif last.endswith("y") and last[-2] not in "aeiou":
+        last = last[:-1] + "ies"
+    elif last.endswith(("s", "x", "ch", "sh")):
+        last += "es"
+    else:
+        last += "s"
+    return start + gap + last + rest
+
+
+def with_article(phrase: str) -> str:
+    """The phrase with `a` or `an`."""
+    sounds_like_vowel = phrase[0].lower() in "aeio" or phrase.startswith(("SUV", "MPV", "HGV", "un"))
+    return ("an " if sounds_like_vowel else "a ") + phrase
