@@ -113,7 +113,7 @@ class ResidualBlock(nn.Module):
 
 
 class PointEncoder(nn.Module):
-    """A small network on each point, pooled over its voxel by mean and maximum (after Zhou and Tuzel 2018)."""
+    """A small network on each point, pooled over its voxel by mean and maximum (Zhou and Tuzel 2018)."""
 
     def __init__(self, width: int, grid: VoxelGrid) -> None:
         super().__init__()
