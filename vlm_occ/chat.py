@@ -1,0 +1,86 @@
+"""A conversation about one scene: encoded once, asked many times, every turn remembered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+from vlm_occ.types import GroundingResult, SceneState, Situation
+
+REMEMBERED = 3  # turns that a question is read with; more would push the scene out of a small model's mind
+
+TurnKind = Literal["ground", "ask", "locate"]
+
+
+class Answerer(Protocol):
+    """What a conversation needs of a model; `VLMOcc` has it."""
+
+    def ground(self, state: SceneState, query: str, *, refine: bool = False) -> GroundingResult:
+        """The objects that a sentence means."""
+        ...
+
+    def ask(self, state: SceneState, question: str) -> str:
+        """Words about the scene."""
+        ...
+
+
+@runtime_checkable
+class Locator(Protocol):
+    """A model with a situation head."""
+
+    def locate(self, state: SceneState, description: str) -> Situation:
+        """Where a described agent stands."""
+        ...
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and its answer in words."""
+
+    kind: TurnKind
+    text: str
+    answer: str
+
+
+@dataclass
+class Chat:
+    """Questions about an encoded scene; `turns` is the memory, and `ask` is told of the latest."""
+
+    model: Answerer
+    state: SceneState
+    turns: list[Turn] = field(default_factory=list)
+
+    @property
+    def history(self) -> tuple[tuple[str, str], ...]:
+        """Earlier questions with their answers, oldest first."""
+        return tuple((turn.text, turn.answer) for turn in self.turns)
+
+    def ground(self, query: str, *, refine: bool = False) -> GroundingResult:
+        """The objects that `query` means: voxels, boxes and a sentence."""
+        result = self.model.ground(self.state, query, refine=refine)
+        self.turns.append(Turn("ground", query, result.text))
+        return result
+
+    def ask(self, question: str) -> str:
+        """The model's words about the scene, with the conversation so far in mind."""
+        answer = self.model.ask(self.state, self.in_context(question))
+        self.turns.append(Turn("ask", question, answer))
+        return answer
+
+    def in_context(self, question: str) -> str:
+        """The question with the latest turns before it, as the model reads it."""
+        turns = self.turns[-REMEMBERED:]
+        return "\n".join([*(f"{turn.text} {turn.answer}" for turn in turns), question])
+
+    def locate(self, description: str) -> Situation:
+        """Where the described agent stands (reference ego frame); ValueError without a situation head."""
+        if not isinstance(self.model, Locator):
+            raise ValueError("this model has no situation head, so it can't locate; use ground or ask")
+        situation = self.model.locate(self.state, description)
+        x, y = situation.position.tolist()
+        self.turns.append(Turn("locate", description, f"at x {x:.1f} m, y {y:.1f} m"))
+        return situation
+
+    def forget(self) -> None:
+        """Start afresh on the same scene."""
+        self.turns.clear()

@@ -1,0 +1,179 @@
+"""`vlm-occ demo | ground | chat | data | train | eval | doctor`: results to stdout, everything else to
+stderr.
+
+Exit codes: 0 done, 2 wrong use or bad input (one line on stderr), 1 our fault. `--help` imports no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn
+
+from vlm_occ import commands
+from vlm_occ.commands import one_line
+
+SCENE_HELP = "a keyframe folder, sim:SEED or nuscenes:ROOT:SAMPLE_TOKEN"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line and leave with code 2."""
+        self.exit(2, f"vlm-occ: error: {one_line(message)} (see {self.prog} --help)\n")
+
+
+def build_parser() -> Parser:
+    """The command line of ARCHITECTURE 9."""
+    parser = Parser(prog="vlm-occ", description="Point at things in a 3D driving scene with words.")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks; may stand anywhere")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="ground a few sentences in a bundled scene; a table and pictures")
+    demo.add_argument("--out", type=Path, default=Path("vlm_occ_demo"), help="folder of the pictures")
+    demo.add_argument("--seed", type=int, help="another simulated scene")
+    _add_model(demo)
+
+    ground = commands.add_parser("ground", help="ground one sentence in a scene")
+    ground.add_argument("scene", metavar="SCENE", help=SCENE_HELP)
+    ground.add_argument("query", metavar="QUERY", help="a sentence, such as 'the red car on the left'")
+    ground.add_argument("--out", type=Path, help="write grounding.npz and pictures into this folder")
+    ground.add_argument("--json", action="store_true", help="print one JSON object")
+    ground.add_argument("--refine", action="store_true", help="voxels: the occupied ones in the box")
+    _add_sensors(ground)
+    _add_model(ground)
+
+    chat = commands.add_parser("chat", help="ask about a scene in a loop")
+    chat.add_argument("scene", metavar="SCENE", help=SCENE_HELP)
+    _add_sensors(chat)
+    _add_model(chat)
+
+    _add_data(commands.add_parser("data", help="simulate drives, build Talk2Occ"))
+
+    train = commands.add_parser("train", help="train in one process: train CONFIG.yaml [--field value]")
+    train.add_argument("config", metavar="CONFIG.yaml", type=Path)
+
+    evaluate = commands.add_parser("eval", help="metrics of a model on a data set")
+    evaluate.add_argument("--model", required=True, help="nano, a checkpoint folder or a Hub id")
+    evaluate.add_argument("--data", type=Path, required=True, help="folder of the data set")
+    evaluate.add_argument("--split", choices=("train", "val", "test"), default="val")
+    evaluate.add_argument("--out", type=Path, required=True, help="file of the results, JSON")
+
+    commands.add_parser("doctor", help="what is installed, what runs, what is missing and how to mend it")
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    """Options that choose a model and a device."""
+    parser.add_argument("--model", default="nano", help="nano (default), a checkpoint folder or a Hub id")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: cuda where there is one")
+
+
+def _add_sensors(parser: argparse.ArgumentParser) -> None:
+    """Options that leave sensors out."""
+    parser.add_argument("--cameras", metavar="NAMES", help="use only these, separated by commas; or none")
+    parser.add_argument("--no-lidar", action="store_true", help="leave the LiDAR out")
+    parser.add_argument("--frames", type=int, default=1, help="at most so many frames (default 1)")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    """`data simulate` and `data talk2occ`."""
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    simulate = kinds.add_parser("simulate", help="simulated drives in the real formats")
+    simulate.add_argument("--out", type=Path, required=True)
+    simulate.add_argument("--scenes", type=int, required=True, help="how many scenes")
+    simulate.add_argument("--seed", type=int, required=True)
+    simulate.add_argument("--split", choices=("train", "val", "test"), help="default: dealt 80/10/10")
+    talk2occ = kinds.add_parser("talk2occ", help="build the benchmark from nuScenes, Occ3D and Talk2Car")
+    talk2occ.add_argument("--nuscenes", type=Path, required=True, metavar="DIR")
+    talk2occ.add_argument("--occ3d", type=Path, required=True, metavar="DIR/gts")
+    talk2occ.add_argument("--talk2car", type=Path, required=True, metavar="DIR/commands")
+    talk2occ.add_argument("--out", type=Path, required=True, metavar="DIR")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code. Unexpected errors leave it, and `report_crash` words them."""
+    parser = build_parser()
+    words = sys.argv[1:] if argv is None else list(argv)
+    debug = "--debug" in words
+    arguments, rest = parser.parse_known_args(_join_cameras([word for word in words if word != "--debug"]))
+    if rest and arguments.command != "train":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if argv is None and not debug:
+        sys.excepthook = report_crash
+    try:
+        _run(arguments, rest)
+    except BrokenPipeError:  # the reader of our stdout has left, as `head` does
+        sys.stdout = None  # type: ignore[assignment]
+    except (ValueError, OSError) as error:  # bad input, or a disk or network that refuses
+        if debug:
+            traceback.print_exc()
+        print(f"vlm-occ: error: {one_line(str(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vlm-occ: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def report_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The last words of a fault of ours, in one line; Python then leaves with code 1."""
+    words = f"{kind.__name__}: {one_line(str(error))}"
+    print(f"vlm-occ: internal error: {words} (run vlm-occ --debug ... for the traceback)", file=sys.stderr)
+
+
+def _run(arguments: argparse.Namespace, rest: list[str]) -> None:
+    """Hand the arguments to their command."""
+    match arguments.command:
+        case "demo":
+            commands.demo(arguments)
+        case "ground":
+            commands.ground(arguments)
+        case "chat":
+            commands.chat(arguments)
+        case "data":
+            commands.data(arguments)
+        case "train":
+            if not arguments.config.is_file():
+                raise ValueError(
+                    f"config {arguments.config} does not exist; give a YAML file, as in configs/"
+                )
+            from vlm_occ.train import train_command
+
+            train_command(str(arguments.config), overrides(rest))
+        case "eval":
+            from vlm_occ.eval.evaluate import evaluate_command
+
+            evaluate_command(arguments.model, arguments.data, arguments.split, arguments.out)
+        case "doctor":
+            from vlm_occ.doctor import examine, format_report
+
+            print(format_report(examine()))
+
+
+def overrides(words: Sequence[str]) -> dict[str, str]:
+    """The fields of `--field value` and `--field=value`, by name."""
+    fields: dict[str, str] = {}
+    rest = list(words)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if not name.startswith("--") or not (equals or rest):
+            raise ValueError(f"unexpected {name!r}; give fields of the config as --field value")
+        fields[name.removeprefix("--")] = value if equals else rest.pop(0)
+    return fields
+
+
+def _join_cameras(argv: Sequence[str]) -> list[str]:
+    """The arguments with `--cameras CAM_A CAM_B` joined by commas, so that both spellings work."""
+    joined: list[str] = []
+    for argument in argv:
+        if len(joined) > 1 and joined[-2] == "--cameras" and argument.startswith("CAM_"):
+            joined[-1] += f",{argument}"
+        else:
+            joined.append(argument)
+    return joined

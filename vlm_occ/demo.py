@@ -1,0 +1,109 @@
+"""The main job on a bundled scene: sentences in, a table with the truth beside it and pictures out."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from vlm_occ.eval.metrics import occupancy_iou
+from vlm_occ.render import draw_birds_eye, draw_cameras
+from vlm_occ.types import FREE, GroundingQuery, GroundingResult, LabelledScene
+from vlm_occ.voxels import voxels_in_box
+
+if TYPE_CHECKING:
+    from vlm_occ.models.adapter import VLMOcc
+
+NUM_QUERIES = 6
+CORRECT_IOU = 0.5
+"""An answer counts as correct from this voxel IoU on (Talk2Occ's Acc@0.5); "none" is correct for none."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the demo's table."""
+
+    result: GroundingResult
+    iou: float
+
+    @property
+    def correct(self) -> bool:
+        """Whether the answer's voxels are those meant."""
+        return self.iou >= CORRECT_IOU
+
+
+def choose_queries(queries: Sequence[GroundingQuery], count: int = NUM_QUERIES) -> list[GroundingQuery]:
+    """A varied choice: one of each kind and new targets first, in the scene's order."""
+    chosen: list[GroundingQuery] = []
+    for fresh in (True, False):
+        for query in queries:
+            seen = any(query.kind == c.kind and query.targets == c.targets for c in chosen)
+            kinds = [c.kind for c in chosen]
+            crowded = kinds.count(query.kind) >= (2 if query.kind in ("expression", "command") else 1)
+            if len(chosen) < count and query not in chosen and not (fresh and (seen or crowded)):
+                chosen.append(query)
+    return sorted(chosen, key=queries.index)
+
+
+def true_occupancy(sample: LabelledScene, query: GroundingQuery) -> torch.Tensor:
+    """The voxels that a query means, bool [X, Y, Z]: occupied ones of its targets' boxes (FACTS 2.3)."""
+    occupied = sample.labels.semantics != FREE
+    meant = torch.zeros_like(occupied)
+    for target in query.targets:
+        meant |= voxels_in_box(sample.labels.boxes[target], sample.scene.grid)
+    return meant & occupied
+
+
+def run_demo(sample: LabelledScene, model: VLMOcc, out: Path) -> list[Row]:
+    """Ground a few of the scene's sentences, write their pictures into `out`, and score them by the truth."""
+    queries = choose_queries(sample.queries)
+    if not queries:
+        raise ValueError(f"scene {sample.scene.name!r} has no sentences to show; choose another seed")
+    state = model.encode(sample.scene)
+    results = model.ground(state, [query.text for query in queries])
+    rows = []
+    for number, (query, result) in enumerate(zip(queries, results, strict=True), start=1):
+        found = (result.occupancy == 2).cpu()
+        rows.append(Row(result, occupancy_iou(found, true_occupancy(sample, query).cpu())))
+        print(f"vlm-occ: drawing {number} of {len(queries)}", file=sys.stderr)
+        draw_birds_eye(result, out / f"{number}_birds_eye.png", scene=sample.scene)
+        if sample.scene.rig.names:
+            draw_cameras(sample.scene, result, out / f"{number}_cameras.png")
+    return rows
+
+
+def place_of(x: float, y: float) -> str:
+    """A position in words: its distance and one of eight directions."""
+    names = ("ahead", "ahead left", "left", "behind left", "behind", "behind right", "right", "ahead right")
+    return f"{math.hypot(x, y):.0f} m {names[round(math.atan2(y, x) / (math.pi / 4)) % 8]}"
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """The table of `vlm-occ demo`."""
+    header = ("#", "query", "answer", "objects", "where", "score", "IoU", "correct")
+    lines: list[tuple[str, ...]] = [header]
+    for number, row in enumerate(rows, start=1):
+        objects = row.result.objects
+        where = place_of(*objects[0].box[:2].tolist()) if objects else "-"
+        score = f"{objects[0].score:.2f}" if objects else "-"
+        cells = (str(number), _cut(row.result.query, 44), _cut(row.result.text, 44), str(len(objects)))
+        lines.append((*cells, where, score, f"{row.iou:.2f}", "yes" if row.correct else "no"))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    text = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+    text.insert(1, "  ".join("-" * width for width in widths))
+    hits = sum(row.correct for row in rows)
+    text.append(f"{hits} of {len(rows)} answers reach a voxel IoU of {CORRECT_IOU:g} with the scene's truth.")
+    return "\n".join(text)
+
+
+def _cut(text: str, limit: int) -> str:
+    """At most `limit` characters of a text."""
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
