@@ -1,4 +1,4 @@
-"""Assemblies: objects as oriented boxes, ellipsoids and cylinders in their own frame, and their tight boxes."""
+"""Assemblies: objects as oriented boxes, ellipsoids and cylinders, and the tight boxes around them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,10 @@ SEMANTIC_OF_LABEL = tuple(
 """Occ3D class of each Talk2Occ class; those that Occ3D lacks are `others` (FACTS 2.3)."""
 
 
-class Assembly:
-    """An object's parts in its own frame: x forward, y left, z up, the ground at z = 0, metres."""
+class Parts:
+    """Solids in a frame of their own: x forward, y left, z up, the ground at z = 0, metres."""
 
-    def __init__(self, label: str, variant: str, *, colour: int = -1) -> None:
-        self.label = TALK2OCC_CLASSES.index(label)
-        self.variant = variant
-        self.colour = colour  # index in COLOURS, -1 where none is dominant
+    def __init__(self) -> None:
         self.parts: list[Part] = []
 
     def box(
@@ -90,20 +87,16 @@ class Assembly:
         self.box(centre, (length, width, height), colour, yaw=heading, pitch=pitch, reflectance=reflectance)
 
     def merge(
-        self, other: Assembly, *, x: float = 0.0, y: float = 0.0, z: float = 0.0, yaw: float = 0.0
+        self, other: Parts, *, x: float = 0.0, y: float = 0.0, z: float = 0.0, yaw: float = 0.0
     ) -> None:
-        """Add another assembly's parts, turned by `yaw` and moved."""
+        """Add other parts, turned by `yaw` and moved."""
         cos, sin = math.cos(yaw), math.sin(yaw)
         for shape, px, py, pz, hx, hy, hz, az, ay, ax, r, g, b, f in other.parts:
             moved = (x + cos * px - sin * py, y + sin * px + cos * py, z + pz)
             self.parts.append((shape, *moved, hx, hy, hz, az + yaw, ay, ax, r, g, b, f))
 
-    def scale(self, factor: float) -> None:
-        """Scale about the origin."""
-        self.parts = [(p[0], *(factor * v for v in p[1:7]), *p[7:]) for p in self.parts]  # type: ignore[misc]
-
     def extent(self) -> tuple[Point, Point]:
-        """Lower and upper corner of the parts in the assembly's frame."""
+        """Lower and upper corner of the parts in their frame."""
         lows, highs = [1e9] * 3, [-1e9] * 3
         for part in self.parts:
             reach = _reach(part)
@@ -113,15 +106,25 @@ class Assembly:
         return (lows[0], lows[1], lows[2]), (highs[0], highs[1], highs[2])
 
     def centred(self) -> tuple[float, float]:
-        """Move the middle of the footprint to the origin and the lowest point to the ground; half length and width."""
+        """Move the footprint's middle to the origin, the feet to the ground; half length and width."""
         low, high = self.extent()
         x, y, z = (low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]
         self.parts = [(p[0], p[1] - x, p[2] - y, p[3] - z, *p[4:]) for p in self.parts]  # type: ignore[misc]
         return (high[0] - low[0]) / 2, (high[1] - low[1]) / 2
 
 
+class Assembly(Parts):
+    """An object: its parts, its class and what it is called."""
+
+    def __init__(self, label: str, variant: str, *, colour: int = -1) -> None:
+        super().__init__()
+        self.label = TALK2OCC_CLASSES.index(label)
+        self.variant = variant
+        self.colour = colour  # index in COLOURS, -1 where none is dominant
+
+
 def _reach(part: Part) -> Point:
-    """Half extents of a part along the axes of its assembly."""
+    """Half extents of a part along the axes of its object."""
     shape, _, _, _, hx, hy, hz, yaw, pitch, roll = part[:10]
     if yaw == 0.0 and pitch == 0.0 and roll == 0.0:
         return (hx, hy, hz)
@@ -152,7 +155,7 @@ def euler_rotations(angles: Tensor) -> Tensor:
 
 
 def to_solids(parts: Sequence[Part], *, semantic: Sequence[int], instance: Sequence[int]) -> Solids:
-    """Solids of parts, each in the frame of its assembly, with a semantic class and an instance a part."""
+    """Solids of parts, each in the frame of its object, with a semantic class and an instance a part."""
     table = torch.tensor(parts, dtype=torch.float32).reshape(-1, 14)  # [P, 14]
     return Solids(
         centre=table[:, 1:4],

@@ -15,7 +15,7 @@ Rectangle = tuple[float, float, float, float, float, float]
 
 @dataclass(frozen=True)
 class Placed:
-    """An object in the layout frame at the reference time; it follows an arc of constant speed and yaw rate."""
+    """An object in the layout frame at the reference time; it moves on an arc."""
 
     assembly: Assembly
     half: tuple[float, float]  # half length and width of its footprint
@@ -77,13 +77,21 @@ class Clearance:
         """Mark rectangles, one a time, as taken."""
         self._taken.append(rectangles)
 
-    def place(self, candidate: Placed, margin: float = 0.5) -> bool:
-        """Take the candidate's footprint if it has room."""
-        if candidate.speed == 0.0:
-            rectangles = [candidate.rectangle(0.0)] * len(self.times)
-        else:
-            rectangles = [candidate.rectangle(time) for time in self.times]
-        if not self.fits(rectangles, margin):
+    def footprints(self, item: Placed) -> list[Rectangle]:
+        """An object's footprints, one a time."""
+        if item.speed == 0.0:
+            return [item.rectangle(0.0)] * len(self.times)
+        return [item.rectangle(time) for time in self.times]
+
+    def has_room(self, item: Placed, margin: float, headway: float = 0.0) -> bool:
+        """Whether an object keeps `margin` from everything taken, and `headway` before and behind it."""
+        longer = max(0.0, headway - margin)
+        rectangles = [(*r[:4], r[4] + longer, r[5]) for r in self.footprints(item)]
+        return self.fits(rectangles, margin)
+
+    def place(self, item: Placed, margin: float = 0.5, headway: float = 0.0) -> bool:
+        """Take an object's footprint if it has room."""
+        if not self.has_room(item, margin, headway):
             return False
-        self.take(rectangles)
+        self.take(self.footprints(item))
         return True

@@ -1,104 +1,227 @@
-"""Which objects a world has and where they stand: traffic, kerbs, pavements and sites."""
+"""Ways of placing objects: in lanes, at kerbs, in the car park, on pavements, crossings and open ground."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-from vlm_occ.data.simulator import figures, vehicles
 from vlm_occ.data.simulator.assemblies import Assembly
 from vlm_occ.data.simulator.clearance import Clearance, Placed
 from vlm_occ.data.simulator.draws import Draws
 from vlm_occ.data.simulator.objects import Motion, Place
-from vlm_occ.data.simulator.roads import RoadMap, Street
+from vlm_occ.data.simulator.roads import Lane, RoadMap, Street
+
+NEAR, FAR = -40.0, 43.0
+"""Where along the main street objects may stand, metres from the ego."""
+
+Pose = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The traffic of one lane: its speed, 0 in a queue."""
+
+    street: Street
+    lane: Lane
+    speed: float
 
 
 class Crowd:
-    """The objects placed so far, and the ways of adding one."""
+    """The objects placed so far, and the ways of adding one; each returns whether it found room."""
 
-    def __init__(self, draws: Draws, roads: RoadMap, clearance: Clearance) -> None:
+    def __init__(
+        self, draws: Draws, roads: RoadMap, clearance: Clearance, ego_lane: Lane, ego_speed: float
+    ) -> None:
         self.draws, self.roads, self.clearance = draws, roads, clearance
         self.objects: list[Placed] = []
+        self.flows = [
+            Flow(street, lane, ego_speed if lane is ego_lane else self._lane_speed(street))
+            for street in roads.streets
+            for lane in street.lanes
+        ]
+
+    def _lane_speed(self, street: Street) -> float:
+        """A lane's speed; side streets wait at the junction more often."""
+        waits = 0.35 if street is self.roads.main else 0.6
+        return 0.0 if self.draws.chance(waits) else self.draws.uniform(2.5, 12.0)
 
     def add(
         self,
         assembly: Assembly,
-        pose: tuple[float, float, float],
+        pose: Pose,
         *,
         motion: Motion,
         place: Place,
         speed: float = 0.0,
         yaw_rate: float = 0.0,
         margin: float = 0.5,
+        headway: float = 0.0,
     ) -> bool:
-        """Place an assembly at a pose (x, y, yaw) unless something is in the way."""
-        half = assembly.centred()
-        candidate = Placed(assembly, half, *pose, speed, yaw_rate, motion, place)
-        if not self.clearance.place(candidate, margin):
+        """Place an assembly at a pose (x, y, yaw) unless something is within `margin` or `headway`."""
+        item = Placed(assembly, assembly.centred(), *pose, speed, yaw_rate, motion, place)
+        if not self.clearance.place(item, margin, headway):
             return False
-        self.objects.append(candidate)
+        self.objects.append(item)
         return True
 
-    def in_lane(self, assembly: Assembly) -> bool:
-        """Put a vehicle into a lane, moving or waiting."""
-        draws, street = self.draws, self.draws.choice(self.roads.streets)
-        lane = draws.choice(street.lanes)
-        along = draws.uniform(-40, 45)
-        if not street.start < along < street.end:
+    def add_group(self, group: list[Placed], *, margin: float = 0.4) -> bool:
+        """Place objects that belong together and may touch one another, all or none."""
+        if not all(self.clearance.has_room(item, margin) for item in group):
             return False
-        x, y, heading = street.pose(along, lane.offset + draws.normal(0, 0.12))
-        moving = draws.chance(0.65)
-        speed = draws.uniform(2, 12) if moving else 0.0
-        yaw = heading + (math.pi if lane.direction < 0 else 0.0)
-        rate = speed * lane.direction * street.curvature / (1 - street.curvature * lane.offset)
-        motion: Motion = "moving" if moving else "stopped"
-        return self.add(assembly, (x, y, yaw), motion=motion, place="road", speed=speed, yaw_rate=rate)
+        for item in group:
+            self.clearance.take(self.clearance.footprints(item))
+            self.objects.append(item)
+        return True
 
-    def at_kerb(self, assembly: Assembly) -> bool:
-        """Park a vehicle in a parking row."""
+    def lane_pose(self, flow: Flow, along: float) -> tuple[Pose, float] | None:
+        """Pose and yaw rate of a vehicle in a lane, or None off the street's end or where it would block."""
+        street, lane = flow.street, flow.lane
+        if not street.start + 3 < along < street.end - 3:
+            return None
+        x, y, heading = street.pose(along, lane.offset + self.draws.normal(0, 0.12))
+        if flow.speed == 0.0 and self.roads.on_street(x, y, margin=2.0) > 1:
+            return None
+        yaw = heading + (math.pi if lane.direction < 0 else 0.0)
+        rate = flow.speed * lane.direction * street.curvature / (1 - street.curvature * lane.offset)
+        return (x, y, yaw), rate
+
+    def draw_flow(self) -> Flow:
+        """A lane, the main street's more often."""
+        flow = self.draws.choice(self.flows)
+        return flow if flow.street is self.roads.main else self.draws.choice(self.flows)
+
+    def in_lane(self, assembly: Assembly) -> bool:
+        """Put a vehicle into a lane with that lane's traffic."""
+        flow = self.draw_flow()
+        found = self.lane_pose(flow, self.draws.uniform(NEAR, FAR))
+        if found is None:
+            return False
+        (x, y, yaw), rate = found
+        motion: Motion = "moving" if flow.speed > 0 else "stopped"
+        place: Place = "junction" if self.roads.on_street(x, y) > 1 else "road"
+        headway = 1.5 if flow.speed == 0 else 3.0
+        return self.add(
+            assembly,
+            (x, y, yaw),
+            motion=motion,
+            place=place,
+            speed=flow.speed,
+            yaw_rate=rate,
+            margin=0.3,
+            headway=headway,
+        )
+
+    def near_kerb_side(self, assembly: Assembly) -> bool:
+        """Let a two-wheeler ride along the kerb of its lane."""
+        draws = self.draws
+        flow = self.draw_flow()
+        speed = draws.uniform(2.0, 7.0)
+        found = self.lane_pose(Flow(flow.street, flow.lane, speed), draws.uniform(NEAR, FAR))
+        if found is None:
+            return False
+        (x, y, yaw), rate = found
+        out = self.roads.handed * draws.uniform(-0.2, 0.9)
+        pose = (x - out * math.sin(yaw), y + out * math.cos(yaw), yaw)
+        place: Place = "junction" if self.roads.on_street(x, y) > 1 else "road"
+        return self.add(assembly, pose, motion="moving", place=place, speed=speed, yaw_rate=rate, headway=1.0)
+
+    def at_kerb(self, assembly: Assembly, *, stopping: bool = False) -> bool:
+        """Park a vehicle in a bay along the kerb; `stopping` only halts it there."""
         draws, street = self.draws, self.roads.main
         sides = [side for side in (0, 1) if street.parking[side]]
         if not sides:
             return False
-        side = draws.choice(sides)
-        offset = street.kerb[side] + (1.2 if side == 0 else -1.2)
-        x, y, heading = street.pose(draws.uniform(-40, 42), offset)
-        forward = (side == 1) == (self.roads.handed == 1)
-        yaw = heading + (0.0 if forward else math.pi) + draws.normal(0, 0.02)
-        return self.add(assembly, (x, y, yaw), motion="parked", place="kerb")
-
-    def on_pavement(self, assembly: Assembly, *, moving: bool) -> bool:
-        """Put a person or a thing on a pavement."""
-        draws, street = self.draws, self.draws.choice(self.roads.streets)
-        side = draws.integer(0, 1)
-        width = max(street.pavement[side], 1.5)
-        out = draws.uniform(0.5, width - 0.4)
-        x, y, heading = street.pose(draws.uniform(-38, 40), street.kerb[side] + (2 * side - 1) * out)
-        yaw = (
-            heading + (math.pi if draws.chance(0.5) else 0.0) if moving else draws.uniform(-math.pi, math.pi)
+        side, (half_length, half_width) = draws.choice(sides), assembly.centred()
+        along = draws.uniform(NEAR, FAR)
+        if half_length < 2.7:
+            along = 6.0 * math.floor(along / 6.0) + 3.0 + draws.normal(0, 0.25)
+        if self.roads.on_street(*street.pose(along, street.kerb[side])[:2], margin=6.0) > 1:
+            return False
+        inward = 1.0 if side == 0 else -1.0
+        x, y, heading = street.pose(
+            along, street.kerb[side] + inward * (half_width + draws.uniform(0.15, 0.3))
         )
-        place: Place = "pavement" if street.pavement[side] > 0 else "terrain"
-        motion: Motion = "moving" if moving else "stopped"
-        speed = draws.uniform(0.7, 1.8) if moving else 0.0
-        return self.add(assembly, (x, y, yaw), motion=motion, place=place, speed=speed, margin=0.4)
+        forward = (
+            street.lanes[0].direction > 0 if len({lane.direction for lane in street.lanes}) == 1 else None
+        )
+        along_lane = forward if forward is not None else (side == 1) == (self.roads.handed == 1)
+        yaw = heading + (0.0 if along_lane else math.pi) + draws.normal(0, 0.02)
+        motion: Motion = "stopped" if stopping else "parked"
+        return self.add(assembly, (x, y, yaw), motion=motion, place="kerb", margin=0.25, headway=0.6)
 
+    def in_lot(self, assembly: Assembly) -> bool:
+        """Park a vehicle in a bay of the car park, forwards or backwards."""
+        draws, lot = self.draws, self.roads.lot
+        half_length, half_width = assembly.centred()
+        if lot is None or half_width > 1.15 or half_length > 2.9:
+            return False
+        along = lot[0] + 2.6 * (draws.integer(0, int((lot[1] - lot[0]) / 2.6) - 1) + 0.5)
+        across = draws.choice((lot[2] + 2.55, lot[3] - 2.55))
+        x, y, heading = self.roads.main.pose(along, across)
+        if self.roads.on_street(x, y, margin=3.0):
+            return False
+        yaw = heading + draws.sign() * math.pi / 2 + draws.normal(0, 0.03)
+        return self.add(assembly, (x, y, yaw), motion="parked", place="terrain", margin=0.15)
 
-def populate(draws: Draws, roads: RoadMap, clearance: Clearance, *, balanced: bool) -> list[Placed]:
-    """The objects of a world."""
-    crowd = Crowd(draws, roads, clearance)
-    for _ in range(draws.integer(8, 18)):
-        it = vehicles.car(draws) if draws.chance(0.8) else vehicles.truck(draws)
-        for _ in range(6):
-            if crowd.at_kerb(it) if draws.chance(0.5) else crowd.in_lane(it):
-                break
-    for _ in range(draws.integer(4, 12)):
-        moving = draws.chance(0.6)
-        it = figures.pedestrian(draws, walking=moving)
-        for _ in range(4):
-            if crowd.on_pavement(it, moving=moving):
-                break
-    return crowd.objects
+    def off_road(self, assembly: Assembly, *, spread: float = 8.0, turned: bool = False) -> bool:
+        """Leave something on the open ground beside a street."""
+        draws, street = self.draws, self.draws.choice(self.roads.streets)
+        side, half = draws.integer(0, 1), assembly.centred()
+        out = street.pavement[side] + (half[0] if turned else half[1]) + draws.uniform(0.3, spread)
+        along = draws.uniform(max(NEAR, street.start), min(FAR, street.end))
+        x, y, heading = street.pose(along, street.kerb[side] + (2 * side - 1) * out)
+        if self.roads.on_street(x, y, margin=max(half) + 0.5):
+            return False
+        yaw = draws.uniform(-math.pi, math.pi) if turned else heading + math.pi * draws.integer(0, 1)
+        return self.add(assembly, (x, y, yaw), motion="parked", place="terrain")
 
+    def pavement_pose(self, *, low: float, high: float) -> tuple[Pose, Place, int] | None:
+        """A pose along a pavement, `low` to `high` of its width from the kerb, with its place and side."""
+        draws, street = self.draws, self.roads.main if self.draws.chance(0.75) else self.roads.streets[-1]
+        side = draws.integer(0, 1)
+        paved = street.pavement[side] > 0
+        width = street.pavement[side] if paved else 2.5
+        out = draws.uniform(max(0.45, low * width), max(0.5, high * width - 0.35))
+        along = draws.uniform(max(NEAR, street.start + 1), min(FAR, street.end - 1))
+        x, y, heading = street.pose(along, street.kerb[side] + (2 * side - 1) * out)
+        if self.roads.on_street(x, y, margin=0.25):
+            return None
+        return (x, y, heading), "pavement" if paved else "terrain", side
 
-def ego_street(roads: RoadMap) -> Street:
-    """The street that the ego drives on."""
-    return roads.main
+    def on_pavement(
+        self, assembly: Assembly, *, walking: bool = False, low: float = 0.0, high: float = 1.0
+    ) -> bool:
+        """Put a person or an animal on a pavement, walking along it or standing."""
+        found = self.pavement_pose(low=low, high=high)
+        if found is None:
+            return False
+        draws, ((x, y, heading), place, _) = self.draws, found
+        yaw = heading + math.pi * draws.integer(0, 1) + draws.normal(0, 0.15)
+        speed = draws.uniform(0.7, 1.8) if walking else 0.0
+        pose = (x, y, yaw if walking else draws.uniform(-math.pi, math.pi))
+        motion: Motion = "moving" if walking else "stopped"
+        return self.add(assembly, pose, motion=motion, place=place, speed=speed)
+
+    def stand_on_pavement(
+        self, assembly: Assembly, *, along: bool, low: float = 0.5, high: float = 1.0
+    ) -> bool:
+        """Put a thing on a pavement, along the street or facing it."""
+        found = self.pavement_pose(low=low, high=high)
+        if found is None:
+            return False
+        (x, y, heading), place, side = found
+        yaw = heading + math.pi * self.draws.integer(0, 1) if along else heading + (0.5 - side) * math.pi
+        return self.add(assembly, (x, y, yaw), motion="parked", place=place)
+
+    def crossing_road(self, assembly: Assembly, *, walking: bool) -> bool:
+        """Let a person cross the main street, on a zebra crossing where there is one."""
+        draws, street = self.draws, self.roads.main
+        along = draws.choice(self.roads.crossing) if self.roads.crossing else draws.uniform(NEAR, FAR)
+        offset = draws.uniform(street.kerb[0] + 0.3, street.kerb[1] - 0.3)
+        x, y, heading = street.pose(along + draws.uniform(-1.4, 1.4), offset)
+        if self.roads.on_street(x, y) > 1:
+            return False
+        yaw = heading + draws.sign() * math.pi / 2 + draws.normal(0, 0.1)
+        speed = draws.uniform(0.9, 1.9) if walking else 0.0
+        motion: Motion = "moving" if walking else "stopped"
+        return self.add(assembly, (x, y, yaw), motion=motion, place="road", speed=speed)

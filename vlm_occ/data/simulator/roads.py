@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from vlm_occ.data.simulator.draws import RGB, Draws
-from vlm_occ.data.simulator.objects import Ground
 from vlm_occ.types import OCC3D_CLASSES
 
 DRIVEABLE, OTHER_FLAT, SIDEWALK, TERRAIN = (
@@ -45,7 +44,7 @@ class Street:
     end: float = EXTENT * 1.6
 
     def pose(self, along: float, offset: float) -> tuple[float, float, float]:
-        """x, y and heading of the point `along` metres down the centre line and `offset` metres to its left."""
+        """x, y and heading of the point `along` metres down the centre line, `offset` metres to its left."""
         k = self.curvature
         turn = k * along
         dx = along if abs(turn) < 1e-6 else math.sin(turn) / k
@@ -67,8 +66,18 @@ class Street:
 
     def frenet_point(self, x: float, y: float) -> tuple[float, float]:
         """`frenet` of one point."""
-        s, d = self.frenet(torch.tensor(x, dtype=torch.float64), torch.tensor(y, dtype=torch.float64))
-        return s.item(), d.item()
+        cos, sin = math.cos(self.heading), math.sin(self.heading)
+        x, y = x - self.x, y - self.y
+        x, y = cos * x + sin * y, cos * y - sin * x
+        if self.curvature == 0:
+            return x, y
+        radius = 1 / self.curvature
+        side = math.copysign(1.0, radius)
+        return math.atan2(side * x, side * (radius - y)) * radius, radius - side * math.hypot(x, radius - y)
+
+    def edge(self, side: int) -> float:
+        """Offset of the outer border of the right (0) or left (1) pavement."""
+        return self.kerb[side] + (2 * side - 1) * self.pavement[side]
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,15 @@ class RoadMap:
     asphalt: RGB
     paving: RGB
     soil: RGB
+
+    def on_street(self, x: float, y: float, *, margin: float = 0.0) -> int:
+        """How many streets' roadways (kerb to kerb, widened by `margin`) hold a point of the layout."""
+        count = 0
+        for street in self.streets:
+            s, d = street.frenet_point(x, y)
+            low, high = street.kerb[0] - margin, street.kerb[1] + margin
+            count += street.start < s < street.end and low < d < high
+        return count
 
     @property
     def main(self) -> Street:

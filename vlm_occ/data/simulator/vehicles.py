@@ -1,10 +1,9 @@
-"""Cars, trucks, trailers, buses and emergency vehicles as assemblies of parts."""
+"""Cars and what passenger vehicles share: paints, wheels, lamps and glass."""
 
 from __future__ import annotations
 
 from vlm_occ.data.simulator.assemblies import Assembly
-from vlm_occ.data.simulator.draws import DARK_METAL, GLASS, METAL, RGB, RUBBER, Draws
-from vlm_occ.types import COLOURS
+from vlm_occ.data.simulator.draws import DARK_METAL, GLASS, RGB, RUBBER, Draws
 
 CAR_COLOURS = {
     "white": 0.26,
@@ -16,15 +15,6 @@ CAR_COLOURS = {
     "yellow": 0.03,
     "orange": 0.02,
     "brown": 0.03,
-}
-LORRY_COLOURS = {
-    "white": 0.4,
-    "blue": 0.15,
-    "red": 0.12,
-    "yellow": 0.1,
-    "green": 0.1,
-    "grey": 0.08,
-    "orange": 0.05,
 }
 LAMP: RGB = (0.92, 0.9, 0.8)
 TAIL: RGB = (0.7, 0.04, 0.04)
@@ -113,7 +103,7 @@ def _glasshouse(
     *,
     closed: bool,
 ) -> None:
-    """The upper body: dark glass between a slanting windscreen and rear window, pillars and roof in the body's colour."""
+    """The upper body: slanting windscreen and rear window, dark side glass, pillar and roof."""
     top = height - 0.07
     it.box(
         ((roof_front + roof_rear) / 2, 0, (belt + top) / 2),
@@ -146,128 +136,3 @@ def _glasshouse(
     else:
         middle = roof_front * 0.45 + roof_rear * 0.55
         it.box((middle, 0, (belt + top) / 2), (0.12, cabin + 0.03, top - belt), paint)
-
-
-def lorry_cab(
-    it: Assembly, front: float, width: float, height: float, depth: float, paint: RGB, floor: float
-) -> None:
-    """A cab over the engine: box, windscreen, side windows, bumper, mirrors, lamps."""
-    it.box((front - depth / 2, 0, (floor + height) / 2), (depth, width, height - floor), paint)
-    sight = floor + (height - floor) * 0.62
-    it.box((front + 0.01, 0, sight), (0.06, width * 0.9, (height - floor) * 0.32), GLASS, reflectance=0.1)
-    it.box(
-        (front - depth * 0.42, 0, sight),
-        (depth * 0.5, width + 0.03, (height - floor) * 0.28),
-        GLASS,
-        reflectance=0.1,
-    )
-    it.box((front, 0, floor + 0.12), (0.12, width, 0.42), DARK_METAL)
-    for side in (-1, 1):
-        it.box(
-            (front + 0.03, side * (width / 2 - 0.3), floor + 0.3), (0.06, 0.3, 0.18), LAMP, reflectance=0.7
-        )
-        it.box((front - 0.05, side * (width / 2 + 0.12), sight), (0.1, 0.2, 0.5), DARK_METAL)
-
-
-TRUCK_VARIANTS = {"box truck": 0.5, "flatbed truck": 0.17, "tanker": 0.1, "tipper": 0.13, "tow truck": 0.1}
-
-
-def truck(draws: Draws, variant: str | None = None) -> Assembly:
-    """A lorry: cab, chassis, wheels and a box, flat bed, tank or tipping body."""
-    variant = variant or draws.weighted(TRUCK_VARIANTS)
-    colour, paint = draws.body_colour(LORRY_COLOURS)
-    light = variant == "box truck" and draws.chance(0.45)
-    length = draws.uniform(5.4, 7.0) if light else draws.uniform(7.2, 10.0)
-    width = draws.uniform(2.0, 2.3) if light else draws.uniform(2.4, 2.6)
-    top = draws.uniform(2.6, 3.1) if light else draws.uniform(3.2, 3.8)
-    depth, cab_top = (1.6, min(2.3, top)) if light else (draws.uniform(1.7, 2.2), draws.uniform(2.6, 3.1))
-    floor = 0.55 if light else 0.7
-    front, rear = length / 2, -length / 2
-    it = Assembly("truck", variant, colour=colour)
-    lorry_cab(it, front, width, cab_top, depth, paint, floor - 0.2)
-    it.box(((rear + front) / 2, 0, floor), (length - 0.3, width * 0.45, 0.25), DARK_METAL)
-    bed_front = front - depth - 0.15
-    _load(draws, it, variant, (rear + 0.02, bed_front), width, floor + 0.15, top, paint, colour)
-    radius = 0.4 if light else draws.uniform(0.48, 0.53)
-    rear_axles = (
-        (rear + 0.24 * length,)
-        if light or draws.chance(0.5)
-        else (rear + 0.26 * length, rear + 0.26 * length - 1.25)
-    )
-    wheels(it, (front - depth * 0.62, *rear_axles), width / 2, radius, 0.3, steer=draws.normal(0, 0.1))
-    for side in (-1, 1):
-        it.box((rear, side * (width / 2 - 0.25), floor), (0.08, 0.3, 0.16), TAIL, reflectance=0.9)
-    return it
-
-
-def _load(
-    draws: Draws,
-    it: Assembly,
-    variant: str,
-    span: tuple[float, float],
-    width: float,
-    floor: float,
-    top: float,
-    paint: RGB,
-    colour: int,
-) -> None:
-    """What a lorry carries between x = span[0] and span[1], above `floor`."""
-    x0, x1 = span
-    middle, length = (x0 + x1) / 2, x1 - x0
-    if variant == "box truck":
-        body = paint if draws.chance(0.55) or COLOURS[colour] == "white" else draws.paint("white")
-        if body != paint:
-            it.colour = COLOURS.index("white")
-        it.box((middle, 0, (floor + top) / 2), (length, width, top - floor), body)
-        it.box((x0, 0, (floor + top) / 2), (0.05, width * 0.9, (top - floor) * 0.92), draws.shade(METAL))
-        if draws.chance(0.4):  # a painted band with the owner's name
-            it.box(
-                (middle, 0, floor + 0.6 * (top - floor)),
-                (length * 0.7, width + 0.03, 0.35),
-                draws.paint("blue"),
-            )
-    elif variant == "tanker":
-        radius = width * 0.46
-        tank = draws.shade(METAL) if draws.chance(0.4) else paint
-        it.rod((x0, 0, floor + radius), (x1, 0, floor + radius), radius, tank)
-        it.box((middle, 0, floor + 2 * radius + 0.06), (length * 0.8, 0.5, 0.14), DARK_METAL)
-        if tank != paint:
-            it.colour = COLOURS.index("grey")
-    elif variant == "tipper":
-        high = floor + draws.uniform(0.9, 1.4)
-        raised = draws.uniform(0.0, 0.5) if draws.chance(0.25) else 0.0
-        lift = 0.5 * length * raised
-        it.box(
-            (middle, 0, (floor + high) / 2 + lift * 0.9), (length, width, high - floor), paint, pitch=-raised
-        )
-        it.ellipsoid(
-            (middle, 0, high + lift * 0.9),
-            (length * 0.85, width * 0.8, 0.7),
-            (0.33, 0.27, 0.2),
-            pitch=-raised,
-        )
-    else:
-        it.box((middle, 0, floor + 0.06), (length, width, 0.14), paint)
-        it.box((x1 - 0.06, 0, floor + 0.5), (0.12, width, 0.9), paint)
-        _bed_load(draws, it, variant, x0, x1, width, floor + 0.13)
-
-
-def _bed_load(
-    draws: Draws, it: Assembly, variant: str, x0: float, x1: float, width: float, floor: float
-) -> None:
-    """Crates, pipes or a crane on a flat bed."""
-    length = x1 - x0
-    if variant == "tow truck":
-        it.beam((x1 - 0.8, 0, floor), (x0 + 0.3, 0, floor + 1.5), 0.25, 0.3, draws.paint("yellow"))
-        it.rod((x0 + 0.3, 0, floor + 1.5), (x0 + 0.3, 0, floor + 0.3), 0.04, DARK_METAL)
-        it.box((x1 - 0.4, 0, floor + 1.0), (0.3, width * 0.8, 0.14), (0.95, 0.55, 0.05), reflectance=0.9)
-    elif draws.chance(0.5):
-        for i in range(draws.integer(1, 3)):
-            size = draws.uniform(0.8, 1.3)
-            x = x0 + length * (i + 0.7) / 3.6
-            y = draws.uniform(-0.25, 0.25)
-            it.box((x, y, floor + size / 2), (size * 1.1, size * 1.2, size), draws.shade((0.5, 0.38, 0.22)))
-    else:
-        for i in range(draws.integer(2, 4)):
-            y = (i - 1.5) * 0.4
-            it.rod((x0 + 0.3, y, floor + 0.2), (x1 - 0.4, y, floor + 0.2), 0.18, draws.shade(METAL))

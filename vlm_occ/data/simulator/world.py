@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vlm_occ.data.simulator.assemblies import SEMANTIC_OF_LABEL, Part, tight_boxes, to_solids
+from vlm_occ.data.simulator.census import draw_counts
 from vlm_occ.data.simulator.clearance import FRAME_SECONDS, Clearance, Placed, arc
 from vlm_occ.data.simulator.draws import Draws
 from vlm_occ.data.simulator.objects import Ground, Motion, Place, Solids
-from vlm_occ.data.simulator.placement import populate
-from vlm_occ.data.simulator.roads import RoadMap, draw_road_map
+from vlm_occ.data.simulator.placement import Crowd
+from vlm_occ.data.simulator.population import populate
+from vlm_occ.data.simulator.roads import Lane, RoadMap, draw_road_map
+from vlm_occ.data.simulator.scenery import Scenery
+from vlm_occ.data.simulator.sites import build_site
 from vlm_occ.data.simulator.surface import draw_ground
 from vlm_occ.geometry import rigid, rotation_z
+from vlm_occ.types import OCC3D_CLASSES
 
+MANMADE, VEGETATION = OCC3D_CLASSES.index("manmade"), OCC3D_CLASSES.index("vegetation")
 EGO_FRONT, EGO_REAR, EGO_HALF_WIDTH = 3.0, 1.1, 0.95
 """The ego vehicle around its origin (the middle of the rear axle, on the ground), metres."""
 
@@ -39,7 +46,7 @@ class Appearance:
 
 @dataclass(frozen=True)
 class World(Appearance):
-    """A simulated drive at `timestamps`; the last moment is the reference. World frame unless said otherwise."""
+    """A simulated drive at `timestamps`, the last of them the reference. World frame unless said."""
 
     seed: int
     ground: Ground
@@ -85,7 +92,7 @@ class World(Appearance):
         return Solids(*(torch.cat([getattr(a, name), getattr(b, name)]) for name in fields))
 
     def boxes_at(self, frame: int) -> Tensor:
-        """Tight upright boxes [M, 7] (float32) around the objects' parts at a frame, at the objects' headings."""
+        """Tight upright boxes [M, 7] (float32) around the objects' parts at a frame."""
         rotation = self.poses_at(frame)[:, :3, :3]
         return tight_boxes(
             self.object_solids_at(frame), torch.atan2(rotation[:, 1, 0], rotation[:, 0, 0]).float()
@@ -101,37 +108,62 @@ def build_world(seed: int, *, balanced: bool = False, num_frames: int = 1) -> Wo
         raise ValueError(f"num_frames = {num_frames}, expected at least 1 (the reference frame)")
     draws = Draws(seed)
     roads = draw_road_map(draws)
-    x, y, yaw, speed, rate = _draw_ego(draws, roads)
+    lane, (x, y, yaw), speed, rate = _draw_ego(draws, roads)
     clearance = Clearance(num_frames)
     middle, half = (EGO_FRONT - EGO_REAR) / 2, (EGO_FRONT + EGO_REAR) / 2
     past = [arc(x, y, yaw, speed, rate, time) for time in clearance.times]
-    clearance.take(
-        [
-            (
-                px + middle * math.cos(a),
-                py + middle * math.sin(a),
-                math.cos(a),
-                math.sin(a),
-                half,
-                EGO_HALF_WIDTH,
-            )
-            for px, py, a in past
-        ]
-    )
-    placed = populate(draws, roads, clearance, balanced=balanced)
-    return _to_world(draws, seed, roads, placed, past[::-1])
+    body = [
+        (px + middle * math.cos(a), py + middle * math.sin(a), math.cos(a), math.sin(a)) for px, py, a in past
+    ]
+    clearance.take([(*pose, half, EGO_HALF_WIDTH) for pose in body])
+    crowd, scenery = Crowd(draws, roads, clearance, lane, speed), Scenery(draws, roads, clearance)
+    counts = draw_counts(draws, balanced=balanced)
+    if counts["traffic cone"] + counts["barrier"] > 2 or (
+        counts["construction vehicle"] and draws.chance(0.6)
+    ):
+        build_site(crowd, counts)
+    scenery.build()
+    scenery.furnish()
+    populate(crowd, counts)
+    return _to_world(draws, seed, roads, crowd.objects, scenery, past[::-1])
 
 
-def _draw_ego(draws: Draws, roads: RoadMap) -> tuple[float, float, float, float, float]:
-    """The ego's x, y, heading, speed and yaw rate at the reference, in the layout frame."""
-    forward = [lane for lane in roads.main.lanes if lane.direction > 0]
-    x, y, yaw = roads.main.pose(0.0, draws.choice(forward).offset)
+def _draw_ego(draws: Draws, roads: RoadMap) -> tuple[Lane, tuple[float, float, float], float, float]:
+    """The ego's lane, its pose (x, y, heading), speed and yaw rate at the reference, in the layout frame."""
+    lane = draws.choice([lane for lane in roads.main.lanes if lane.direction > 0])
+    pose = roads.main.pose(0.0, lane.offset)
     speed = 0.0 if draws.chance(0.2) else draws.uniform(1.0, 12.0)
-    return x, y, yaw, speed, speed * roads.main.curvature / (1 - roads.main.curvature * y)
+    if roads.junction is not None and draws.chance(0.5):
+        turning = _turning(draws, roads, lane, roads.junction)
+        if turning is not None:
+            pose, radius = turning
+            speed = min(speed, draws.uniform(2.0, 6.0))
+            return lane, pose, speed, speed / radius
+    return lane, pose, speed, speed * roads.main.curvature / (1 - roads.main.curvature * lane.offset)
+
+
+def _turning(
+    draws: Draws, roads: RoadMap, lane: Lane, junction: float
+) -> tuple[tuple[float, float, float], float] | None:
+    """A pose on the way round a corner and the signed radius; None where no turn is near."""
+    side, other = draws.sign(), roads.streets[1]
+    exits = [lane for lane in other.lanes if lane.direction == side]
+    if not exits or abs(junction) > 12 or (other.end if side > 0 else -other.start) < 20:
+        return None
+    radius = draws.uniform(8, 11) if side == roads.handed * -1 else draws.uniform(5, 7)
+    turned = draws.uniform(0.15, 1.3)
+    entry = junction - draws.choice(exits).offset - radius
+    x, y = entry + radius * math.sin(turned), lane.offset + side * radius * (1 - math.cos(turned))
+    return (x, y, side * turned), side * radius
 
 
 def _to_world(
-    draws: Draws, seed: int, roads: RoadMap, placed: list[Placed], ego: list[tuple[float, float, float]]
+    draws: Draws,
+    seed: int,
+    roads: RoadMap,
+    placed: list[Placed],
+    scenery: Scenery,
+    ego: list[tuple[float, float, float]],
 ) -> World:
     """Turn and move the layout into the world frame and make tensors of it."""
     world_yaw = draws.uniform(-math.pi, math.pi)
@@ -171,14 +203,32 @@ def _to_world(
         calibration_seed=draws.integer(0, 2**30),
         ego_height_jitter=draws.normal(0.0, 0.04),
         parts=to_solids(parts, semantic=semantic, instance=instance),
-        background=to_solids([], semantic=[], instance=[]),
+        background=_background(scenery, moved, height, slope, plane),
         tracks=tracks,
         plane=plane,
     )
 
 
+def _background(
+    scenery: Scenery,
+    moved: Callable[[float, float, float], tuple[float, float, float]],
+    height: float,
+    slope: tuple[float, float],
+    plane: Tensor,
+) -> Solids:
+    """The background's solids in the world frame; their feet stand on the ground, they themselves upright."""
+    x, y, yaw = moved(0.0, 0.0, 0.0)
+    parts = scenery.manmade.parts + scenery.vegetation.parts
+    semantic = [MANMADE] * len(scenery.manmade.parts) + [VEGETATION] * len(scenery.vegetation.parts)
+    local = to_solids(parts, semantic=semantic, instance=[-1] * len(parts))
+    turn = plane @ rotation_z(torch.tensor(yaw, dtype=torch.float64))
+    origin = torch.tensor([x, y, height + slope[0] * x + slope[1] * y], dtype=torch.float64)
+    centre = local.centre.double() @ turn.T + origin
+    return replace(local, centre=centre.float(), rotation=turn.float() @ local.rotation)
+
+
 def _tilt(slope: tuple[float, float]) -> Tensor:
-    """The smallest rotation [3, 3] (float64) that takes z to the normal of a plane with this slope (Rodrigues)."""
+    """The smallest rotation [3, 3] (float64) that takes z to the normal of a slope (Rodrigues)."""
     normal = torch.tensor([-slope[0], -slope[1], 1.0], dtype=torch.float64)
     a, b, c = (normal / normal.norm()).tolist()
     k = 1 / (1 + c)
