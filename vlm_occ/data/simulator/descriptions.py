@@ -22,87 +22,40 @@ from vlm_occ.types import TALK2OCC_CLASSES
 _KIND_WEIGHTS: dict[str, float] = {
     "colour": 3.0, "side": 3.0, "depth": 2.0, "motion": 2.0, "place": 1.0, "size": 1.0, "range": 0.7,
 }  # fmt: skip
+_HEADING = ("heading left", "heading right")
 _MOTIONS = {
-    "vehicle": (
-        "parked",
-        "stopped",
-        "stationary",
-        "moving",
-        "oncoming",
-        "leaving",
-        "heading left",
-        "heading right",
-    ),
+    "vehicle": ("parked", "stopped", "stationary", "moving", "oncoming", "leaving", *_HEADING),
     "two-wheeler": ("parked", "moving", "oncoming", "leaving"),
-    "person": ("walking", "standing", "oncoming", "leaving", "heading left", "heading right"),
+    "person": ("walking", "standing", "oncoming", "leaving", *_HEADING),
     "animal": ("moving", "stationary", "oncoming", "leaving"),
     "thing": (),
-}
+}  # fmt: skip
 RANGES = tuple(Attribute("range", "within", n) for n in (5, 8, 10, 15, 20, 25, 30)) + tuple(
     Attribute("range", "beyond", n) for n in (10, 15, 20, 25, 30)
 )
 SIMPLE = tuple(
     Attribute(kind, value) for kind, values in VALUES.items() if kind != "range" for value in values
 )
+_FREE_KINDS = ("colour", "size", "motion", "place")
+_FREE_MOTIONS = ("parked", "stopped", "stationary", "moving", "walking", "standing")
+FREE_RELATIONS = ("next_to", "near", "between")
+FREE_ORDERS = ("largest", "smallest", "closest_to")
 _TRIES = 8
 
 
-def unique_meaning(
-    view: SceneView,
-    rng: random.Random,
-    target: int,
-    *,
-    nesting: int = 2,
-    banned: frozenset[int] = frozenset(),
-) -> Meaning | None:
-    """A meaning that denotes exactly one object, as short as a few tries find it, sometimes with a word to
-    spare.
-
-    Relations nest `nesting` deep at most and never use `banned` objects as anchors.
-    """
-    for _ in range(_TRIES):
-        meaning = Meaning(_choose_noun(view, rng, target))
-        for _ in range(3):
-            if view.only(meaning) == target:
-                break
-            narrowed = _narrow(view, rng, meaning, target, nesting, banned | {target})
-            if narrowed is None:
-                break
-            meaning = narrowed
-        if view.only(meaning) == target:
-            spare = 0.6 if meaning == Meaning(meaning.noun) else 0.15
-            if nesting == 2 and meaning.order is None and rng.random() < spare:
-                return add_attribute(view, rng, meaning, target, shrink=False) or meaning
-            return meaning
-    return None
-
-
-def _choose_noun(view: SceneView, rng: random.Random, target: int) -> str:
-    """A noun that surely names the object: mostly its class or its kind, seldom a wider word."""
-    item = view.facts[target]
-    name = TALK2OCC_CLASSES[item.label]
-    options = {name: 1.0, NOUN_OF.get(item.variant, name): 1.2, "vehicle": 0.25, "thing": 0.1}
-    sure = {noun: weight for noun, weight in options.items() if view.noun(noun)[0] >> target & 1}
-    return rng.choices(list(sure), list(sure.values()))[0] if sure else name
-
-
-def _narrow(
-    view: SceneView, rng: random.Random, meaning: Meaning, target: int, nesting: int, banned: frozenset[int]
-) -> Meaning | None:
-    """The meaning with one more restriction that is true of the target and excludes something else."""
-    ways = ["attribute", "order", "relation"]
-    weights = [0.6, 0.18, 0.22] if nesting == 2 else [0.75, 0.15, 0.1]
-    first = rng.choices(ways, weights)[0]
-    for way in (first, *(other for other in ways if other != first)):
-        if way == "attribute":
-            narrowed = add_attribute(view, rng, meaning, target, shrink=True)
-        elif way == "order":
-            narrowed = _add_order(view, rng, meaning, target, nesting, banned)
-        else:
-            narrowed = _add_relation(view, rng, meaning, target, nesting, banned)
-        if narrowed is not None:
-            return narrowed
-    return None
+def viewer_free(meaning: Meaning) -> bool:
+    """Whether a meaning does not depend on where the viewer stands and looks."""
+    if any(item.kind not in _FREE_KINDS for item in meaning.attributes):
+        return False
+    motion, relation, order = meaning.attribute("motion"), meaning.relation, meaning.order
+    if motion is not None and motion.value not in _FREE_MOTIONS:
+        return False
+    if relation is not None and relation.name not in FREE_RELATIONS:
+        return False
+    if order is not None and order.key not in FREE_ORDERS:
+        return False
+    anchors = [relation and relation.anchor, relation and relation.second, order and order.anchor]
+    return all(viewer_free(anchor) for anchor in anchors if anchor is not None)
 
 
 def fitting(meaning: Meaning, item: Attribute) -> bool:
@@ -120,111 +73,155 @@ def fitting(meaning: Meaning, item: Attribute) -> bool:
     return not (item.kind == "side" and depth is not None and depth.value == "straight")
 
 
-def _about(view: SceneView, target: int) -> tuple[Attribute, ...]:
-    distance = float(view.geometry.distance[target])
-    return (Attribute("range", "about", round(distance)),) if distance >= 5.0 else ()
+class Describer:
+    """Searches descriptions in one scene; `free` ones do not depend on the viewer."""
 
-
-def add_attribute(
-    view: SceneView, rng: random.Random, meaning: Meaning, target: int, *, shrink: bool
-) -> Meaning | None:
-    possible = view.evaluate(meaning)[1]
-    options: list[Attribute] = []
-    for item in (*SIMPLE, *RANGES, *_about(view, target)):
-        masks = view.attribute(item)
-        if masks[0] >> target & 1 and fitting(meaning, item) and (not shrink or possible & ~masks[1]):
-            options.append(item)
-    kinds = sorted({item.kind for item in options})
-    if not kinds:
-        return None
-    kind = rng.choices(kinds, [_KIND_WEIGHTS[k] for k in kinds])[0]
-    return meaning.plus(rng.choice([item for item in options if item.kind == kind]))
-
-
-def _add_order(
-    view: SceneView, rng: random.Random, meaning: Meaning, target: int, nesting: int, banned: frozenset[int]
-) -> Meaning | None:
-    if meaning.order is not None:
-        return None
-    sized = category(meaning.noun) not in ("person", "animal")
-    keys = [key for key in ORDERS if sized or key not in ("largest", "smallest")]
-    rng.shuffle(keys)
-    for key in keys:
-        anchor = anchor_meaning(view, rng, target, nesting, banned) if key == "closest_to" else None
-        if key == "closest_to" and anchor is None:
-            continue
-        for rank in (1,) if key in ("largest", "smallest", "closest_to", "farthest") else (1, 2, 3):
-            ordered = replace(meaning, order=Order(key, rank, anchor))
-            if view.only(ordered) == target:
-                return ordered
-    return None
-
-
-def anchor_meaning(
-    view: SceneView,
-    rng: random.Random,
-    target: int,
-    nesting: int,
-    banned: frozenset[int],
-    mask: int | None = None,
-) -> Meaning | None:
-    """The description of some other object of a mask (default: the six nearest), unless nesting is used up."""
-    others = [
-        i for i in indices(view.referable & (view.everything if mask is None else mask)) if i not in banned
-    ]
-    if nesting == 0 or not others:
-        return None
-    if mask is None:
-        others = sorted(others, key=lambda i: float(view.gaps[target, i]))[:6]
-    return unique_meaning(view, rng, rng.choice(others), nesting=nesting - 1, banned=banned)
-
-
-def _add_relation(
-    view: SceneView, rng: random.Random, meaning: Meaning, target: int, nesting: int, banned: frozenset[int]
-) -> Meaning | None:
-    if meaning.relation is not None or meaning.order is not None or nesting == 0:
-        return None
-    if rng.random() < 0.3:
-        found = _plural_relation(view, rng, meaning, target) or _between(
-            view, rng, meaning, target, nesting, banned
+    def __init__(self, view: SceneView, rng: random.Random, *, free: bool = False) -> None:
+        self.view, self.rng, self.free = view, rng, free
+        self.words = tuple(
+            item for item in (*SIMPLE, *RANGES) if not free or viewer_free(Meaning("", (item,)))
         )
-        if found is not None:
-            return found
-    bit = 1 << target
-    names = list(RELATIONS)
-    rng.shuffle(names)
-    for name in names:
-        mask = sum(1 << j for j, sure in enumerate(view.relations[name][0]) if sure & bit)
-        anchor = anchor_meaning(view, rng, target, nesting, banned, mask) if mask else None
-        if anchor is not None:
-            related = replace(meaning, relation=Relation(name, anchor))
-            if view.evaluate(related) != view.evaluate(meaning) and view.evaluate(related)[0] & bit:
+
+    def unique(
+        self, target: int, *, nesting: int = 2, banned: frozenset[int] = frozenset()
+    ) -> Meaning | None:
+        """A meaning that denotes exactly the target, short or with a word to spare; None if none is found.
+
+        Relations nest `nesting` deep at most and never use `banned` objects as anchors. None if no try
+        succeeds.
+        """
+        banned = banned | {target}
+        for _ in range(_TRIES):
+            meaning = Meaning(self.noun(target))
+            for _ in range(3):
+                if self.view.only(meaning) == target:
+                    break
+                narrowed = self._narrow(meaning, target, nesting, banned)
+                if narrowed is None:
+                    break
+                meaning = narrowed
+            if self.view.only(meaning) == target:
+                spare = 0.6 if meaning == Meaning(meaning.noun) else 0.15
+                if nesting == 2 and meaning.order is None and self.rng.random() < spare:
+                    return self.attributed(meaning, target, shrink=False) or meaning
+                return meaning
+        return None
+
+    def noun(self, target: int) -> str:
+        """A noun that surely names the object: mostly its class or its kind, seldom a wider word."""
+        item = self.view.facts[target]
+        name = TALK2OCC_CLASSES[item.label]
+        options = {name: 1.0, "vehicle": 0.25, "thing": 0.1}
+        options[NOUN_OF.get(item.variant, name)] = 1.2
+        sure = {noun: weight for noun, weight in options.items() if self.view.noun(noun)[0] >> target & 1}
+        return self.rng.choices(list(sure), list(sure.values()))[0] if sure else name
+
+    def _narrow(self, meaning: Meaning, target: int, nesting: int, banned: frozenset[int]) -> Meaning | None:
+        """The meaning with one more restriction that is true of the target and excludes something else."""
+        ways = ["attribute", "order", "relation"]
+        weights = [0.6, 0.18, 0.22] if nesting == 2 else [0.75, 0.15, 0.1]
+        first = self.rng.choices(ways, weights)[0]
+        for way in (first, *(other for other in ways if other != first)):
+            if way == "attribute":
+                narrowed = self.attributed(meaning, target, shrink=True)
+            elif way == "order":
+                narrowed = self._ordered(meaning, target, nesting, banned)
+            else:
+                narrowed = self._related(meaning, target, nesting, banned)
+            if narrowed is not None:
+                return narrowed
+        return None
+
+    def attributed(self, meaning: Meaning, target: int, *, shrink: bool) -> Meaning | None:
+        """The meaning with an attribute that the target surely has; to `shrink` is to exclude others."""
+        possible = self.view.evaluate(meaning)[1]
+        distance = float(self.view.geometry.distance[target])
+        about = () if self.free or distance < 5.0 else (Attribute("range", "about", round(distance)),)
+        options: list[Attribute] = []
+        for item in (*self.words, *about):
+            masks = self.view.attribute(item)
+            if masks[0] >> target & 1 and fitting(meaning, item) and (not shrink or possible & ~masks[1]):
+                options.append(item)
+        kinds = sorted({item.kind for item in options})
+        if not kinds:
+            return None
+        kind = self.rng.choices(kinds, [_KIND_WEIGHTS[k] for k in kinds])[0]
+        return meaning.plus(self.rng.choice([item for item in options if item.kind == kind]))
+
+    def _ordered(self, meaning: Meaning, target: int, nesting: int, banned: frozenset[int]) -> Meaning | None:
+        if meaning.order is not None:
+            return None
+        sized = category(meaning.noun) not in ("person", "animal")
+        keys = [
+            key
+            for key in (FREE_ORDERS if self.free else ORDERS)
+            if sized or key not in ("largest", "smallest")
+        ]
+        self.rng.shuffle(keys)
+        for key in keys:
+            anchor = self.anchor(target, nesting, banned) if key == "closest_to" else None
+            if key == "closest_to" and anchor is None:
+                continue
+            for rank in (1, 2, 3) if key in ("nearest", "leftmost", "rightmost") else (1,):
+                ordered = replace(meaning, order=Order(key, rank, anchor))
+                if self.view.only(ordered) == target:
+                    return ordered
+        return None
+
+    def anchor(
+        self, target: int, nesting: int, banned: frozenset[int], mask: int | None = None
+    ) -> Meaning | None:
+        """The description of another object of a mask (default: the six nearest), if nesting allows one."""
+        mask = self.view.everything if mask is None else mask
+        others = [i for i in indices(self.view.referable & mask) if i not in banned]
+        if nesting == 0 or not others:
+            return None
+        if mask == self.view.everything:
+            others = sorted(others, key=lambda i: float(self.view.gaps[target, i]))[:6]
+        return self.unique(self.rng.choice(others), nesting=nesting - 1, banned=banned)
+
+    def _related(self, meaning: Meaning, target: int, nesting: int, banned: frozenset[int]) -> Meaning | None:
+        if meaning.relation is not None or meaning.order is not None or nesting == 0:
+            return None
+        if self.rng.random() < 0.3:
+            found = self._near_several(meaning, target) or self._between(meaning, target, nesting, banned)
+            if found is not None:
+                return found
+        bit = 1 << target
+        names = [name for name in RELATIONS if not self.free or name in FREE_RELATIONS]
+        self.rng.shuffle(names)
+        for name in names:
+            mask = sum(1 << j for j, sure in enumerate(self.view.relations[name][0]) if sure & bit)
+            anchor = self.anchor(target, nesting, banned, mask) if mask else None
+            if anchor is not None:
+                related = replace(meaning, relation=Relation(name, anchor))
+                if self._narrows(related, meaning, target):
+                    return related
+        return None
+
+    def _narrows(self, related: Meaning, meaning: Meaning, target: int) -> bool:
+        masks = self.view.evaluate(related)
+        return masks != self.view.evaluate(meaning) and bool(masks[0] >> target & 1)
+
+    def _near_several(self, meaning: Meaning, target: int) -> Meaning | None:
+        """`next to the barriers`: a class of which several are there, not the target's own."""
+        others = indices(self.view.referable & ~(1 << target))
+        nouns = sorted({TALK2OCC_CLASSES[self.view.facts[i].label] for i in others})
+        self.rng.shuffle(nouns)
+        for noun in nouns:
+            if self.view.noun(noun)[0].bit_count() < 2 or self.view.noun(noun)[1] >> target & 1:
+                continue
+            relation = Relation(self.rng.choice(("next_to", "near")), Meaning(noun), plural=True)
+            related = replace(meaning, relation=relation)
+            if self._narrows(related, meaning, target):
                 return related
-    return None
-
-
-def _plural_relation(view: SceneView, rng: random.Random, meaning: Meaning, target: int) -> Meaning | None:
-    """`next to the barriers`: a class of which several are there, not the target's own."""
-    nouns = sorted({TALK2OCC_CLASSES[view.facts[i].label] for i in indices(view.referable & ~(1 << target))})
-    rng.shuffle(nouns)
-    for noun in nouns:
-        if view.noun(noun)[0].bit_count() < 2 or view.noun(noun)[1] >> target & 1:
-            continue
-        related = replace(
-            meaning, relation=Relation(rng.choice(("next_to", "near")), Meaning(noun), plural=True)
-        )
-        if view.evaluate(related)[0] >> target & 1 and view.evaluate(related) != view.evaluate(meaning):
-            return related
-    return None
-
-
-def _between(
-    view: SceneView, rng: random.Random, meaning: Meaning, target: int, nesting: int, banned: frozenset[int]
-) -> Meaning | None:
-    """`between the bus and the barrier`: two of the nearest objects, the target in their middle."""
-    first = anchor_meaning(view, rng, target, min(nesting, 1), banned)
-    second = anchor_meaning(view, rng, target, min(nesting, 1), banned)
-    if first is None or second is None:
         return None
-    related = replace(meaning, relation=Relation("between", first, second))
-    return related if view.evaluate(related)[0] >> target & 1 else None
+
+    def _between(self, meaning: Meaning, target: int, nesting: int, banned: frozenset[int]) -> Meaning | None:
+        """`between the bus and the barrier`: two of the nearest objects around the target."""
+        first = self.anchor(target, min(nesting, 1), banned)
+        second = self.anchor(target, min(nesting, 1), banned)
+        if first is None or second is None:
+            return None
+        related = replace(meaning, relation=Relation("between", first, second))
+        return related if self._narrows(related, meaning, target) else None

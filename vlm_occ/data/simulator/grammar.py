@@ -11,14 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from vlm_occ.data.simulator.descriptions import (
-    RANGES,
-    SIMPLE,
-    add_attribute,
-    anchor_meaning,
-    fitting,
-    unique_meaning,
-)
+from vlm_occ.data.simulator.descriptions import RANGES, SIMPLE, Describer, fitting
 from vlm_occ.data.simulator.lexicon import Lexicon
 from vlm_occ.data.simulator.meaning import Attribute, Meaning, Order, Relation, SceneView, indices
 from vlm_occ.data.simulator.objects import ObjectFacts
@@ -72,7 +65,7 @@ def compose(
     if kind == "none":
         return _compose_none(view, rng, lexicon)
     target = _choose_target(view, rng, told or Counter())
-    meaning = None if target is None else unique_meaning(view, rng, target)
+    meaning = None if target is None else Describer(view, rng).unique(target)
     if target is None or meaning is None:
         return None
     speaker, item = Speaker(rng, lexicon), view.facts[target]
@@ -108,9 +101,9 @@ def _compose_many(
         if not view.noun(noun)[0] >> seed & 1:
             continue
         for _ in range(rng.choice((0, 1, 1, 2, 2))):
-            meaning = add_attribute(view, rng, meaning, seed, shrink=True) or meaning
+            meaning = Describer(view, rng).attributed(meaning, seed, shrink=True) or meaning
         if rng.random() < 0.2:
-            anchor = anchor_meaning(view, rng, seed, 1, frozenset({seed}))
+            anchor = Describer(view, rng).anchor(seed, 1, frozenset({seed}))
             if anchor is not None:
                 meaning = replace(meaning, relation=Relation(rng.choice(("next_to", "near")), anchor))
         sure, possible = view.evaluate(meaning)
@@ -170,14 +163,14 @@ def _near_miss(view: SceneView, rng: random.Random) -> Meaning | None:
     if not view.noun(meaning.noun)[0]:
         return None
     if rng.random() < 0.5:
-        meaning = add_attribute(view, rng, meaning, seed, shrink=False) or meaning
+        meaning = Describer(view, rng).attributed(meaning, seed, shrink=False) or meaning
     way = rng.random()
     if way < 0.12:
         rank = view.evaluate(meaning)[1].bit_count() + 1
         key = rng.choice(("nearest", "leftmost", "rightmost"))
         return replace(meaning, order=Order(key, rank)) if rank in (2, 3) else None
     if way < 0.37:
-        anchor = anchor_meaning(view, rng, seed, 1, frozenset({seed}))
+        anchor = Describer(view, rng).anchor(seed, 1, frozenset({seed}))
         return None if anchor is None else replace(meaning, relation=Relation(rng.choice(RELATIONS), anchor))
     wrong = [
         other for other in (*SIMPLE, *RANGES) if fitting(meaning, other) and _excludes(view, meaning, other)

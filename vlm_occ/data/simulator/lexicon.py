@@ -75,70 +75,65 @@ def flip_key(key: str) -> str:
 
 NOUNS = parse_tables("""
 car: car | passenger car | motorcar | family car | private car / automobile | auto | runabout
-pedestrian: pedestrian | person | person on foot | someone on foot / passer-by | individual | bystander
-adult: man | woman | guy | lady / grown-up | bloke
+pedestrian: pedestrian | person | person on foot | human / passer-by | individual | bystander
 truck: truck | delivery truck | cargo truck | freight truck | goods vehicle / lorry | juggernaut | HGV
 bicycle: bicycle | bike | pushbike | cycle | pedal bike / velocipede | fixie
 animal: animal | creature | four-legged animal | wild animal / beast | critter | quadruped
-movable object: movable object | pushable object | movable thing | wheeled object / portable gear | haulable
-  gear
+movable object: movable object | pushable object | movable thing | wheeled object / portable gear
+  | haulable gear
 traffic cone: traffic cone | cone | road cone | safety cone | warning cone / pylon | witch's hat | channelizer
-debris: piece of debris | piece of trash | pile of rubbish | pile of debris | bit of litter / heap of junk |
-  clump of scrap
-construction vehicle: construction vehicle | construction machine | building machine | work machine /
-  earthmover | site rig
-trailer: trailer | cargo trailer | semi-trailer | truck trailer | freight trailer / drawbar rig |
-  articulated rear
+debris: piece of debris | pile of debris | piece of trash | pile of rubbish | bit of litter / jumble of junk
+  | clump of scrap
+construction vehicle: construction vehicle | construction machine | building machine | work machine
+  / earthmover | site rig
+trailer: trailer | cargo trailer | tow trailer | truck trailer | freight trailer / drawbar rig | hauled deck
 emergency vehicle: emergency vehicle | rescue vehicle | emergency car | blue-light vehicle / responder unit
   | siren unit
-bicycle rack: bicycle rack | bike rack | bike stand | rack for bikes | bicycle stand / docking frame |
-  Sheffield hoop
-barrier: barrier | traffic barrier | road barrier | barricade | crash barrier / guard fence | hurdle
+bicycle rack: bicycle rack | bike rack | bike stand | rack for bikes | bicycle stand / docking frame
+  | Sheffield hoop
+barrier: barrier | traffic barrier | road barrier | barricade | road block / hurdle | guard rail
 motorcycle: motorcycle | motorbike | motor bike | motor cycle / moped | scooter
-bus: bus | city bus | passenger bus | public bus | big bus / coach | charabanc | shuttle
+bus: bus | city bus | passenger bus | public bus | line bus / coach | charabanc | shuttle
 sedan: sedan | saloon / notch-rear
 hatchback: hatchback | hatch / liftgate auto
-estate: estate | station wagon / shooting brake
-van: van | minivan | delivery van | panel van / MPV | Sprinter
+estate: estate | station wagon | estate car / shooting brake
 suv: SUV | jeep | off-roader / crossover
+van: van | minivan | delivery van | panel van / MPV | Sprinter
 pickup: pickup | pickup truck / ute
 box truck: box truck | moving truck / luton
 flatbed truck: flatbed truck | flatbed / dropside lorry
-tanker: tanker | tank truck / bowser
+tanker: tanker | tank truck | tanker truck / bowser
 tow truck: tow truck | breakdown truck / wrecker
-taxi: taxi | taxi car / minicab
-excavator: excavator | crawler excavator | hydraulic excavator | tracked excavator / digger | backhoe |
-  power shovel
-crane: crane | mobile crane | construction crane / hoist | derrick
-roller: roller | road roller / compactor | tarmac flattener
-bulldozer: bulldozer / caterpillar
-loader: loader | wheel loader / bucket scooper
+tractor unit: tractor unit | truck without a trailer / bobtail
+double-decker: double-decker | double-decker bus | two-storey bus / Routemaster
+articulated bus: articulated bus | bendy bus / accordion coach
+excavator: excavator | crawler excavator | hydraulic excavator | tracked excavator / digger | backhoe
+  | power shovel
+loader: wheel loader | loader | front loader / bucket scooper
 dumper: dumper | dump truck | dumping truck / tipper
-mixer: cement mixer | concrete mixer | mixer truck / agitator
-police car: police car | police vehicle | police cruiser / squad unit | patrol unit
+crane: crane | mobile crane | crane truck / hoist | derrick
+police car: police car | police vehicle | police cruiser / squad auto | patrol auto
 ambulance: ambulance | ambulance vehicle / paramedic unit | medic unit
 fire engine: fire engine | fire truck | fire brigade vehicle / pumper | ladder rig
+adult: man | woman | guy | lady | grown man / bloke | gent
 child: child | kid | boy | girl / youngster | infant
 worker: worker | construction worker | road worker / labourer | navvy
-police officer: police officer | policeman / constable | cop
-wheelchair user: person in a wheelchair | wheelchair user / disabled individual
-pushchair: pushchair | stroller | baby carriage / pram | perambulator
-dog: dog | puppy / hound | canine | pooch
-cat: cat | house cat / feline | kitty
-deer: deer / stag
-horse: horse / pony | stallion
-cow: cow / bovine
-sheep: sheep / ewe
-bird: bird / fowl
-bin: bin | trash can | garbage bin | rubbish bin / dustbox | skip
-trolley: trolley | shopping trolley | cart | shopping cart / basket-carrier
-wheelbarrow: wheelbarrow | barrow / hod
-suitcase: suitcase / valise
-box: box | carton | cardboard box / crate
-tyre: tyre | tire / spare rim
-bag: bag | trash bag | rubbish bag / sack
-branch: branch | tree branch / bough
-pallet: pallet | wooden pallet / skid
+cyclist: cyclist | bike rider | person on a bike / velocipedist
+dog: dog | puppy | stray dog / hound | canine | pooch
+deer: deer | roe deer / stag | doe
+cow: cow | head of cattle / bovine | heifer
+bin: bin | trash can | garbage bin | wheelie bin | rubbish bin / refuse container
+pushchair: pushchair | stroller | baby carriage | buggy / pram | perambulator
+trolley: trolley | cart | hand cart | shopping trolley / basket-carrier | dolly
+skip: skip | dumpster / hopper
+pallet: pallet | loaded pallet | pallet of boxes / skid | stillage
+heap: pile of dirt | pile of soil | mound of dirt / hillock | spoil bank
+boards: pile of boards | stack of boards | pile of planks / bundle of lumber | bundle of timber
+bags: pile of bags | pile of trash bags | heap of bags / clump of sacks
+concrete barrier: concrete barrier | jersey barrier | concrete road barrier / K-rail
+plastic barrier: plastic barrier | water barrier | plastic road barrier / polymer hurdle
+fence: fence | construction fence | metal fence / lattice hurdle | hoarding
+delineator: delineator | marker post | delineator post / bollard | stake
 vehicle: vehicle | motor vehicle / conveyance
 thing: object | thing / item | entity
 """)
@@ -148,10 +143,8 @@ _IRREGULAR = {
     "person": "people",
     "man": "men",
     "woman": "women",
-    "policeman": "policemen",
     "child": "children",
     "passer-by": "passers-by",
-    "sheep": "sheep",
     "deer": "deer",
     "gear": "gear",
 }
@@ -159,7 +152,7 @@ _IRREGULAR = {
 
 def plural(noun: str) -> str:
     """The plural of a noun of the table; the head is the last word before `of`, `in`, `for` or `on`."""
-    cut = re.search(r" (?:of|in|for|on) ", noun)
+    cut = re.search(r" (?:of|in|for|on|without) ", noun)
     head, rest = (noun, "") if cut is None else (noun[: cut.start()], noun[cut.start() :])
     start, gap, last = head.rpartition(" ")
     if last in _IRREGULAR:

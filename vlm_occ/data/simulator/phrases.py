@@ -20,6 +20,10 @@ _AGREE = (
 )  # fmt: skip
 
 
+_CLAUSE = re.compile(r"^(?:that|which|who) (?:is )?")
+_VERBS = ("has ", "came ", "stays ")
+
+
 @dataclass(frozen=True)
 class Speaker:
     """Chooses wordings of one lexicon with one generator."""
@@ -74,7 +78,8 @@ class Speaker:
         if region:
             after.append(region)
         if nested and after:
-            after[0] = after[0] if after[0].startswith(("that", "which", "who")) else f"that is {after[0]}"
+            after = [_CLAUSE.sub("", phrase) for phrase in after]
+            after[0] = f"that {after[0]}" if after[0].startswith(_VERBS) else f"that is {after[0]}"
         if meaning.order is not None:
             head, tail = self._ordered(meaning.order, head)
             after = [*tail, *after] if meaning.order.key != "closest_to" else [*after, *tail]

@@ -20,57 +20,35 @@ Flags = NDArray[np.bool_]
 Category = Literal["vehicle", "two-wheeler", "person", "animal", "thing"]
 
 NARROW: dict[str, dict[str, tuple[str, ...]]] = {
-    "car": {
-        "sedan": ("sedan",),
-        "hatchback": ("hatchback",),
-        "estate": ("estate",),
-        "suv": ("suv", "jeep"),
-        "van": ("van", "delivery van", "minivan"),
-        "pickup": ("pickup", "pickup truck"),
-        "taxi": ("taxi",),
-    },
+    "car": {name: (name,) for name in ("sedan", "hatchback", "estate", "suv", "van", "pickup")},
     "truck": {
-        "box truck": ("box truck",),
-        "flatbed truck": ("flatbed truck", "flatbed"),
-        "tanker": ("tanker",),
-        "tow truck": ("tow truck",),
-        "dumper": ("tipper", "dump truck", "dumper"),
+        name: (name,) for name in ("box truck", "flatbed truck", "tanker", "tow truck", "tractor unit")
     },
+    "bus": {"double-decker": ("double-decker",), "articulated bus": ("articulated bus",)},
     "construction vehicle": {
-        "excavator": ("excavator", "digger"),
-        "crane": ("crane", "mobile crane"),
-        "roller": ("roller", "road roller"),
-        "bulldozer": ("bulldozer",),
-        "loader": ("loader", "wheel loader"),
-        "mixer": ("mixer", "concrete mixer", "cement mixer"),
+        "excavator": ("excavator",),
+        "loader": ("wheel loader",),
+        "dumper": ("dumper", "tipper"),
+        "crane": ("mobile crane",),
     },
-    "emergency vehicle": {
-        "police car": ("police car", "police"),
-        "ambulance": ("ambulance",),
-        "fire engine": ("fire engine", "fire truck"),
-    },
-    "pedestrian": {
-        "adult": ("adult",),
-        "child": ("child",),
-        "worker": ("worker", "construction worker"),
-        "police officer": ("police officer",),
-        "wheelchair user": ("wheelchair user", "wheelchair"),
-        "pushchair": ("pushchair", "stroller"),
-    },
-    "animal": {name: (name,) for name in ("dog", "cat", "deer", "horse", "cow", "sheep", "bird")},
+    "emergency vehicle": {name: (name,) for name in ("police car", "ambulance", "fire engine")},
+    "pedestrian": {name: (name,) for name in ("adult", "child", "worker")},
+    "bicycle": {"cyclist": ("cyclist",)},
+    "animal": {name: (name,) for name in ("dog", "deer", "cow")},
     "movable object": {
-        "bin": ("bin", "wheelie bin", "garbage bin"),
-        "trolley": ("trolley", "shopping cart", "shopping trolley", "cart"),
-        "wheelbarrow": ("wheelbarrow",),
-        "suitcase": ("suitcase",),
-    },
-    "debris": {
-        "box": ("box", "carton", "boxes"),
-        "tyre": ("tyre", "tire", "tyres"),
-        "bag": ("bag", "bags", "trash bag", "rubbish bag"),
-        "branch": ("branch", "branches"),
+        "bin": ("wheelie bin",),
+        "pushchair": ("pushchair",),
+        "trolley": ("trolley",),
+        "skip": ("skip",),
         "pallet": ("pallet",),
     },
+    "debris": {name: (name,) for name in ("heap", "boards", "bags")},
+    "barrier": {
+        "concrete barrier": ("concrete barrier",),
+        "plastic barrier": ("plastic barrier",),
+        "fence": ("construction fence",),
+    },
+    "traffic cone": {"delineator": ("delineator",)},
 }
 """Narrow nouns by class, with the variants that each names."""
 CLASS_OF: dict[str, str] = {noun: name for name, nouns in NARROW.items() for noun in nouns}
@@ -81,37 +59,23 @@ TWO_WHEELERS = ("bicycle", "motorcycle")
 HEADED = (*VEHICLES, *TWO_WHEELERS, "trailer")
 """Classes with a front of their own, so that `behind` may mean their back."""
 
-_PLAIN = {"", "rigid", "bendy", "plain", *TALK2OCC_CLASSES}
+_PLAIN = {"city bus", "semi-trailer", "container trailer", "car trailer", "scooter", *TALK2OCC_CLASSES}
 _DOUBTFUL: dict[str, tuple[str, ...]] = {
-    "car": ("van", "delivery van", "pickup", "pickup truck", "police car", "police"),
-    "truck": (
-        "pickup",
-        "pickup truck",
-        "fire engine",
-        "fire truck",
-        "dump truck",
-        "dumper",
-        "concrete mixer",
-        "mixer",
-    ),
-    "van": ("ambulance", "minibus"),
-    "bus": ("minibus",),
-    "pedestrian": ("pushchair", "stroller", "wheelchair user", "wheelchair"),
-    "child": ("pushchair", "stroller"),
-    "adult": (
-        "worker",
-        "construction worker",
-        "police officer",
-        "wheelchair user",
-        "wheelchair",
-        "pedestrian",
-    ),
+    "car": ("van", "pickup", "police car"),
+    "truck": ("pickup", "fire engine", "dumper"),
+    "van": ("ambulance",),
     "construction vehicle": ("tipper", "tow truck"),
     "emergency vehicle": ("tow truck",),
+    "pedestrian": ("cyclist",),
+    "adult": ("worker", "cyclist"),
     "estate": ("suv", "hatchback"),
     "hatchback": ("estate",),
     "sedan": ("estate",),
-    "box": ("suitcase",),
+    "crane": ("tow truck",),
+    "traffic cone": ("delineator",),
+    "barrier": ("construction fence",),
+    "bin": ("skip",),
+    "debris": ("pallet", "skip"),
 }
 """Variants that a noun may or may not fit: never described by it, never excluded by it."""
 

@@ -66,7 +66,7 @@ beyond: more than {n} metres away | over {n} metres away | farther than {n} mete
   metre radius
 about: about {n} metres away | around {n} meters away | some {n} metres from us / at a distance of roughly
   {n} m
-clothes: in {c} | dressed in {c} | wearing {c} | in {c} clothes / clad in {c} | in a {c} outfit
+clothes: in {c} | dressed in {c} | wearing {c} | in {c} clothes / clad in {c} | in {c} attire
 from left: from the left | counting from the left / reckoned from the left-hand end
 next_to: next to | beside | by | right next to / adjacent to | alongside
 near: near | close to | not far from / in the vicinity of | within a few steps of
@@ -124,6 +124,34 @@ person: pick up {the} | stop for {the} | let {the} cross | wait for {the} | I kn
   {the} | invite {the} aboard | greet {the} | grant priority to {the}
 """)
 """Sentences around a description: `{the}` a definite noun phrase, `{a}` an indefinite one."""
+
+SITUATIONS = parse_tables("""
+start: I am standing | I stand | I'm standing | I am / I find myself | I have positioned myself
+behind: behind {a} | from the back of {a}, behind it / to the rear of {a}
+front: in front of {a} | from the front of {a}, ahead of it / off the nose of {a}
+left: off the left side of {a} | beside {a}, on its left side / off the left-hand flank of {a}
+same: facing the same way as it | looking the same way as it / aligned with its heading
+opposite: facing the opposite way to it | looking the other way from it / turned against its heading
+it: facing it | looking at it | looking towards it / gazing at it
+away: with my back to it | facing away from it / turned away from it
+towards: facing {b} | looking at {b} | looking towards {b} / gazing at {b} | turned towards {b}
+halfway: halfway between {a} and {b} | exactly in the middle between {a} and {b}
+  / at the midpoint of {a} and {b}
+line: from the middle of {a} on the straight line to {b} / from the centre of {a} along the path to {b}
+near: near | close to | next to / in the vicinity of | a few steps from
+ego front: in front of your car | ahead of your car / before your car
+ego behind: behind your car | behind the car that you drive / to the rear of your car
+ego left: to its left | to the left of it / to its left-hand side
+with left: with {b} on my left | with {b} to my left | where I see {b} on my left
+  / so that {b} lies off my left-hand flank
+with ahead: with {b} in front of me | with {b} ahead of me | where I see {b} straight in front of me
+  / so that {b} lies before me
+with behind: with {b} behind me | with {b} behind my back / so that {b} lies to my rear
+and left: and {b} on my left | and {b} to my left | and I see {b} on my left / and {b} off my left-hand flank
+and ahead: and {b} in front of me | and {b} ahead of me / and {b} before me
+and behind: and {b} behind me | and {b} behind my back / and {b} to my rear
+""")
+"""Parts of a description of where somebody stands and looks; `it` is the object `{a}`."""
 
 DETERMINERS: dict[Lexicon, Table] = {
     "train": {
