@@ -345,6 +345,8 @@ def test_doctor_prints_a_finding_a_line_and_the_remedy_of_each_lack(
     assert main(["doctor"]) == 0
     report = capsys.readouterr().out
     assert f"torch                    {torch.__version__}" in report and "cpu float32" in report
+    broken = [line for line in report.splitlines() if "broken" in line and "torchvision" not in line]
+    assert "cpu sparse conv" in report and not broken
     assert str(tmp_path) in report and "pip install 'vlm-occ[train]'" in report
     lacks = [Finding("missing", "gguf", "required", "pip install gguf"), Finding("ok", "numpy", "2")]
     text = format_report(lacks).splitlines()

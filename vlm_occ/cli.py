@@ -7,6 +7,8 @@ Exit codes: 0 done, 2 wrong use or bad input (one line on stderr), 1 our fault. 
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -78,7 +80,9 @@ def _add_sensors(parser: argparse.ArgumentParser) -> None:
     """Options that leave sensors out."""
     parser.add_argument("--cameras", metavar="NAMES", help="use only these, separated by commas; or none")
     parser.add_argument("--no-lidar", action="store_true", help="leave the LiDAR out")
-    parser.add_argument("--frames", type=int, default=1, help="at most so many frames (default 1)")
+    parser.add_argument(
+        "--frames", type=int, default=commands.NUM_FRAMES, help="at most so many (default %(default)s)"
+    )
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -106,10 +110,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if argv is None and not debug:
         sys.excepthook = report_crash
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 must not end in an error
     try:
         _run(arguments, rest)
-    except BrokenPipeError:  # the reader of our stdout has left, as `head` does
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our stdout has left, as `head` does; spare it Python's own flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:  # bad input, or a disk or network that refuses
         if debug:
             traceback.print_exc()
@@ -124,7 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def report_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """The last words of a fault of ours, in one line; Python then leaves with code 1."""
     words = f"{kind.__name__}: {one_line(str(error))}"
-    print(f"vlm-occ: internal error: {words} (run vlm-occ --debug ... for the traceback)", file=sys.stderr)
+    remedy = "vlm-occ doctor says what is missing" if issubclass(kind, ImportError) else "--debug shows where"
+    print(f"vlm-occ: internal error: {words} ({remedy})", file=sys.stderr)
 
 
 def _run(arguments: argparse.Namespace, rest: list[str]) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vlm_occ.models.adapter import VLMOcc
     from vlm_occ.types import GroundingResult, Scene
 
+NUM_FRAMES = 2  # frames of a scene by default, as many as the default training sees
 CHAT_HELP = "ground SENTENCE | ask QUESTION | locate DESCRIPTION | history | forget | help | quit"
 
 
@@ -28,7 +29,7 @@ def demo(arguments: argparse.Namespace) -> None:
     seed = DEMO_SEED if arguments.seed is None else arguments.seed
     with contextlib.redirect_stdout(sys.stderr):
         print(f"vlm-occ: simulating scene {seed}", file=sys.stderr)
-        sample = simulate(seed)
+        sample = simulate(seed, num_frames=NUM_FRAMES)
         model = _load_model(arguments)
         rows = run_demo(sample, model, arguments.out)
     print(format_table(rows))

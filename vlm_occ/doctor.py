@@ -63,16 +63,17 @@ def format_report(findings: list[Finding]) -> str:
 
 def examine() -> list[Finding]:
     """All findings about this machine, in the order of the report."""
+    system = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    findings = [Finding("ok", "python", system), *_packages(), *_tools()]
+    if any(finding.state == "missing" and finding.what in REQUIRED for finding in findings):
+        return [
+            *findings,
+            Finding("note", "the rest", "can be examined when the required packages are there"),
+        ]
     from vlm_occ.weights import hide_broken_torchvision
 
-    findings = [
-        Finding("ok", "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
-        *_packages(),
-    ]
-    if not any(f.state == "missing" and f.what == "torch" for f in findings):
-        hide_broken_torchvision()
-        findings += [*_torchvision(), *_devices(), *_backends()]
-    return [*findings, *_cache(), *_tools()]
+    hide_broken_torchvision()
+    return [*findings, *_torchvision(), *_devices(), *_products(), *_sparse(), *_cache()]
 
 
 def _version(package: str) -> str | None:
@@ -135,15 +136,14 @@ def _devices() -> Iterator[Finding]:
         yield Finding("ok", f"cuda:{index}", f"{device.name}, {device.total_memory / 2**30:.0f} GiB, {bf16}")
 
 
-def _backends() -> Iterator[Finding]:
+def _products() -> Iterator[Finding]:
     """Whether each device computes a small product right, in both precisions, and how fast."""
     import torch
 
-    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(256, 256, generator=generator) for _ in range(2))
     expected = left.double() @ right.double()
-    for device in devices:
+    for device in _device_names():
         for dtype, tolerance in ((torch.float32, 1e-2), (torch.bfloat16, 1.5)):
             name = f"{device} {str(dtype).removeprefix('torch.')}"
             start = time.perf_counter()
@@ -155,6 +155,35 @@ def _backends() -> Iterator[Finding]:
             worst = (product - expected).abs().max().item()
             words = f"runs ({1000 * (time.perf_counter() - start):.0f} ms, error {worst:.2g})"
             yield Finding("ok" if worst < tolerance else "broken", name, words)
+
+
+def _sparse() -> Iterator[Finding]:
+    """Whether sparse convolution computes on each device what a dense one does, and how fast."""
+    import torch
+    from torch.nn.functional import conv3d
+
+    from vlm_occ.encoders.sparse import SparseTensor, SubmanifoldConv3d, unravel_batch
+
+    shape = (40, 40, 16)
+    layer = SubmanifoldConv3d(16, 16)
+    cells = torch.randperm(40 * 40 * 16, generator=torch.Generator().manual_seed(0))[:5000]
+    sparse = SparseTensor(unravel_batch(cells, shape), torch.ones(5000, 16), shape, 1)
+    with torch.no_grad():
+        whole = conv3d(sparse.dense(), layer.weight.permute(0, 4, 1, 2, 3), padding=1)[0]  # [16, X, Y, Z]
+        expected = whole[:, sparse.index[:, 1], sparse.index[:, 2], sparse.index[:, 3]].T  # [5000, 16]
+        for device in _device_names():
+            moved = SparseTensor(sparse.index.to(device), sparse.features.to(device), shape, 1)
+            start = time.perf_counter()
+            worst = (layer.to(device)(moved).features.cpu() - expected).abs().max().item()
+            words = f"runs ({1000 * (time.perf_counter() - start):.0f} ms, error {worst:.2g})"
+            yield Finding("ok" if worst < 1e-2 else "broken", f"{device} sparse conv", words)
+
+
+def _device_names() -> list[str]:
+    """The devices that torch can compute on."""
+    import torch
+
+    return ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
 
 
 def _cache() -> Iterator[Finding]:

@@ -79,7 +79,7 @@ def _draw_inset(axes: Axes, result: GroundingResult, scene: Scene | None) -> Non
     inset.set(xlim=(y + 5, y - 5), ylim=(x - 5, x + 5))
     for spine in inset.spines.values():
         spine.set(color=DARK, linewidth=1.5)
-    axes.indicate_inset_zoom(inset, edgecolor=DARK, alpha=0.8)
+    axes.indicate_inset((y - 5, x - 5, 10, 10), edgecolor=DARK, alpha=0.8)
 
 
 def top_view(result: GroundingResult) -> np.ndarray:
