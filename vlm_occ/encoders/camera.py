@@ -184,27 +184,27 @@ class CameraVolume(nn.Module):
         """Features [X Y Z, width_out] of scene b."""
         centers = self.grid.centers(device=pixels.device).flatten(0, 2)  # [P, 3]
         mine = inputs.scene == b
-        weight = depths = torch.zeros_like(centers[:, 0])  # [P]
-        total = weight[:, None] + 0.0 * pixels.sum()
+        looks = []
         for age in inputs.age[mine].unique().tolist():
             chosen = (mine & (inputs.age == age)).nonzero()[:, 0]
             sampled, seen, depth = sample_with_depth(
-                pixels[chosen],
+                pixels.index_select(0, chosen),
                 centers,
                 inputs.intrinsics[chosen],
                 inputs.ego_from_camera[chosen],
                 inputs.image_size,
             )
             share = torch.exp(-functional.softplus(self.decay) * age) * (seen > 0)  # [P]
-            total, depths, weight = total + share[:, None] * sampled, depths + share * depth, weight + share
-        rows = weight.detach().nonzero()[:, 0]  # [R] voxels that are seen
-        result = pixels.new_zeros(len(centers), self.width_out)
-        if not len(rows):
-            return result + 0.0 * total
-        share = weight[rows, None]
-        hidden = total[rows] / share + self.depth(depth_features(depths[rows] / share[:, 0]))
-        hidden = hidden + self.height[rows % self.grid.shape[2]]
-        return result.index_copy(0, rows, self.out(functional.gelu(hidden)).to(result.dtype))
+            looks.append((share, sampled, depth))
+        if not looks:
+            return pixels.new_zeros(len(centers), self.width_out) + 0.0 * pixels.sum()
+        weight = torch.stack([share for share, _, _ in looks]).sum(0)  # [P]
+        divisor = torch.where(weight > 0, weight, 1.0)
+        parts = [((share / divisor)[:, None] * sampled, share * depth) for share, sampled, depth in looks]
+        depth = torch.stack([depth for _, depth in parts]).sum(0).detach() / divisor.detach()
+        hidden = sum(sampled for sampled, _ in parts) + self.depth(depth_features(depth))  # [P, 2D]
+        hidden = hidden.unflatten(0, (-1, self.grid.shape[2])) + self.height  # [X Y, Z, 2D]
+        return self.out(functional.gelu(hidden)).flatten(0, 1) * (weight > 0)[:, None]
 
 
 DEPTH_CHANNELS = 18
