@@ -1,4 +1,4 @@
-"""Fine-tune on one or many processes: `accelerate launch scripts/finetune.py configs/nano_sim.yaml --steps 1000`."""
+"""Fine-tune: `accelerate launch scripts/finetune.py configs/nano_sim.yaml --steps 1000`."""
 
 import sys
 

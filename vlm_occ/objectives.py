@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,11 +14,13 @@ from vlm_occ.losses.box import box_l1, centre_cells, draw_heatmap
 from vlm_occ.losses.language import next_token_cross_entropy
 from vlm_occ.losses.matching import inside_footprint, match_boxes
 from vlm_occ.losses.occupancy import Term, dice, heatmap_focal, sigmoid_focal, term
-from vlm_occ.models.adapter import GroundingOutput, VLMOcc
-from vlm_occ.models.batch import Batch
-from vlm_occ.models.perception import PerceptionOutput
 from vlm_occ.types import FREE, SceneLabels, VoxelGrid
 from vlm_occ.voxels import coarsen, voxels_in_box
+
+if TYPE_CHECKING:
+    from vlm_occ.models.adapter import GroundingOutput, VLMOcc
+    from vlm_occ.models.batch import Batch
+    from vlm_occ.models.perception import PerceptionOutput
 
 PERCEPTION_WEIGHTS = {
     "occupancy": 4.0,

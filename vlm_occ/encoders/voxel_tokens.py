@@ -142,3 +142,19 @@ def sample_bev(features: Tensor, points: Tensor, *, extent: float = 80.0) -> Ten
 def score_tokens(features: Tensor, score: Tensor) -> Tensor:
     """Token features [N, D] weighted by their objectness [N], so that language gradients reach the map."""
     return features * score[:, None]
+
+
+class VoxelProjector(nn.Module):
+    """Token features and positions into the language model's embedding space, at its scale."""
+
+    def __init__(self, width: int, hidden: int, scale: float) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(width + POSITION_CHANNELS, hidden), nn.GELU(), nn.Linear(hidden, hidden)
+        )
+        self.norm = nn.LayerNorm(hidden)
+        nn.init.constant_(self.norm.weight, scale)
+
+    def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
+        """Features [N, W] and boxes [N, 7] to embeddings [N, D]."""
+        return self.norm(self.mlp(torch.cat([features, position_features(boxes.detach())], dim=-1)))

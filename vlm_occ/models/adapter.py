@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from vlm_occ.config import ModelConfig
 from vlm_occ.encoders.inputs import prepare_scene
 from vlm_occ.encoders.pose import PoseEncoder
-from vlm_occ.encoders.voxel_tokens import POSITION_CHANNELS, position_features, score_tokens
+from vlm_occ.encoders.voxel_tokens import VoxelProjector, score_tokens
 from vlm_occ.heads.box import BoxHead, JointState, PointerHead
 from vlm_occ.heads.occupancy import ObjectMaskHead
-from vlm_occ.language.backbones import Backbone, Prefix, PrefixState, load_backbone
+from vlm_occ.language.backbones import Backbone, load_backbone
+from vlm_occ.language.prefixes import Prefix, PrefixState
 from vlm_occ.losses.matching import match_boxes
 from vlm_occ.models.batch import Batch, VideoFrames, video_frames
+from vlm_occ.models.describe import describe
 from vlm_occ.models.perception import Perception, PerceptionOutput, SceneTokens
 from vlm_occ.types import GroundedObject, GroundingResult, Scene, SceneState
 from vlm_occ.voxels import voxels_in_box
@@ -58,12 +60,13 @@ class VLMOcc(nn.Module):
         hidden, width, tokens = backbone.hidden_size, config.head_width, config.perception.token_width
         if config.pose_source != "none":
             self.pose = PoseEncoder(hidden, config.pose_source)
-        self.voxel_projector = VoxelProjector(tokens, hidden, backbone.embedding_scale)
+        scale = float(backbone.model.get_input_embeddings().weight.detach().float().std())
+        self.voxel_projector = VoxelProjector(tokens, hidden, scale)
         self.pointer = PointerHead(hidden, width)
         self.joint = JointState(hidden, hidden, width)
         self.mask = ObjectMaskHead(state_width=width, voxel_width=config.perception.fine_width, width=width)
         self.box = BoxHead(width)
-        if not backbone.runs_in_bfloat16:
+        if backbone.dtype == torch.float32:
             self.perception.compute_dtype = torch.float32
 
     @property
@@ -213,22 +216,49 @@ class VLMOcc(nn.Module):
         box.
         """
         queries = [query] if isinstance(query, str) else list(query)
-        language = cast(PrefixState, state.language)
-        ids = [self.backbone.query_ids(text) for text in queries]
-        hidden = self.backbone.forward_queries(language, [i for i, _ in ids])
-        ground = torch.stack([h[place] for h, (_, place) in zip(hidden, ids, strict=True)])
+        ground = self._ground_states(state, queries)
         scores = self.pointer(ground, state.token_states).sigmoid()  # [Q, N]
         results = [
-            self._answer(state, text, ground[q], scores[q], refine=refine) for q, text in enumerate(queries)
+            self._answer(state, text, ground[q], scores[q], self.chosen_tokens(scores[q]), refine=refine)
+            for q, text in enumerate(queries)
         ]
         return results[0] if isinstance(query, str) else results
 
-    def _answer(
-        self, state: SceneState, query: str, ground: Tensor, scores: Tensor, *, refine: bool
-    ) -> GroundingResult:
-        """Decode the tokens above the threshold into objects."""
+    @torch.no_grad()
+    def token_scores(self, state: SceneState, queries: Sequence[str]) -> Tensor:
+        """Scores in (0, 1) of every voxel token for every query: [Q, N]."""
+        return self.pointer(self._ground_states(state, queries), state.token_states).sigmoid()
+
+    def chosen_tokens(self, scores: Tensor) -> Tensor:
+        """Rows of the tokens whose score [N] passes the threshold, best first."""
         rows = (scores > self.config.score_threshold).nonzero()[:, 0]
-        rows = rows[scores[rows].argsort(descending=True)]
+        return rows[scores[rows].argsort(descending=True)]
+
+    @torch.no_grad()
+    def ground_tokens(
+        self, state: SceneState, queries: Sequence[str], tokens: Sequence[Sequence[int]]
+    ) -> list[GroundingResult]:
+        """The answers if queries meant the given voxel tokens: shows what masks and boxes are worth alone."""
+        ground = self._ground_states(state, queries)
+        scores = self.pointer(ground, state.token_states).sigmoid()
+        rows = [torch.tensor(chosen, dtype=torch.long, device=self.device) for chosen in tokens]
+        return [
+            self._answer(state, text, ground[q], scores[q], rows[q], refine=False)
+            for q, text in enumerate(queries)
+        ]
+
+    def _ground_states(self, state: SceneState, queries: Sequence[str]) -> Tensor:
+        """The grounding states [Q, D] of queries, run together on the scene's cache."""
+        if not queries:
+            return state.token_states.new_zeros(0, state.token_states.shape[-1])
+        ids = [self.backbone.query_ids(text) for text in queries]
+        hidden = self.backbone.forward_queries(cast(PrefixState, state.language), [i for i, _ in ids])
+        return torch.stack([h[place] for h, (_, place) in zip(hidden, ids, strict=True)])
+
+    def _answer(
+        self, state: SceneState, query: str, ground: Tensor, scores: Tensor, rows: Tensor, *, refine: bool
+    ) -> GroundingResult:
+        """Decode the tokens `rows` into objects."""
         objects: list[GroundedObject] = []
         if len(rows):
             joint = self.joint(ground.expand(len(rows), -1), state.token_states[rows])
@@ -282,38 +312,3 @@ class VLMOcc(nn.Module):
         from vlm_occ.models.checkpoint import push_checkpoint
 
         return push_checkpoint(self, repo_id, private=private)
-
-
-class VoxelProjector(nn.Module):
-    """Token features and positions into the language model's embedding space, at its scale."""
-
-    def __init__(self, width: int, hidden: int, scale: float) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(width + POSITION_CHANNELS, hidden), nn.GELU(), nn.Linear(hidden, hidden)
-        )
-        self.norm = nn.LayerNorm(hidden)
-        nn.init.constant_(self.norm.weight, scale)
-
-    def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
-        """Features [N, W] and boxes [N, 7] to embeddings [N, D]."""
-        return self.norm(self.mlp(torch.cat([features, position_features(boxes.detach())], dim=-1)))
-
-
-def describe(objects: Sequence[GroundedObject], labels: Sequence[int]) -> str:
-    """The answer in words, composed from the objects found and their most likely classes."""
-    from vlm_occ.types import TALK2OCC_CLASSES
-
-    if not objects:
-        return "There is no such object."
-    box = objects[0].box
-    x, y = float(box[0]), float(box[1])
-    bearing = torch.rad2deg(torch.atan2(box[1], box[0])).item()
-    side = "ahead" if abs(bearing) < 15 else "behind" if abs(bearing) > 165 else ""
-    if not side:
-        side = "ahead" if abs(bearing) < 75 else "behind" if abs(bearing) > 105 else "to the side"
-        side += " on the left" if bearing > 0 else " on the right"
-    name = TALK2OCC_CLASSES[labels[0]]
-    if len(objects) > 1:
-        return f"{len(objects)} objects; the surest is a {name} {(x * x + y * y) ** 0.5:.0f} m {side}."
-    return f"It is a {name} {(x * x + y * y) ** 0.5:.0f} m {side}."

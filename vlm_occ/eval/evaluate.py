@@ -1,0 +1,241 @@
+"""Evaluation of a model on labelled scenes: records of every query, then figures with intervals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from vlm_occ.data.augment import without_cameras, without_lidar
+from vlm_occ.eval.metrics import QueryRecord, calibration, matched_box_iou, occupancy_iou, summarise
+from vlm_occ.losses.matching import match_boxes
+from vlm_occ.models.adapter import VLMOcc
+from vlm_occ.types import (
+    FREE,
+    TALK2OCC_CLASSES,
+    GroundedObject,
+    GroundingResult,
+    LabelledScene,
+)
+from vlm_occ.voxels import voxels_in_box
+
+Sensors = Literal["all", "lidar", "cameras"]
+
+
+class Scenes(Protocol):
+    """Any indexed collection of labelled scenes."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> LabelledScene: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One query's records: as answered, refined by the box, and with a perfect half."""
+
+    plain: QueryRecord
+    refined: QueryRecord
+    perfect_pointer: QueryRecord  # the true objects' tokens, the model's masks
+    perfect_masks: QueryRecord  # the model's tokens, the true masks of the objects that they stand for
+
+
+def true_voxels(item: LabelledScene, targets: Sequence[int]) -> Tensor:
+    """The ground truth of Talk2Occ's eq. 1 for several targets: bool [X, Y, Z]."""
+    result = torch.zeros(item.scene.grid.shape, dtype=torch.bool)
+    for target in targets:
+        result |= voxels_in_box(item.labels.boxes[target], item.scene.grid)
+    return result & (item.labels.semantics != FREE)
+
+
+def record(item: LabelledScene, number: int, objects: Sequence[GroundedObject], truth: Tensor) -> QueryRecord:
+    """The record of one answer."""
+    query = item.queries[number]
+    predicted = torch.zeros_like(truth)
+    for found in objects:
+        predicted |= found.occupancy.cpu()
+    boxes = item.labels.boxes[list(query.targets)]
+    found_boxes = torch.stack([o.box.cpu() for o in objects]) if objects else torch.zeros(0, 7)
+    label = TALK2OCC_CLASSES[int(item.labels.classes[query.targets[0]])] if query.targets else ""
+    return QueryRecord(
+        scene=item.scene.name,
+        query=number,
+        label=label,
+        distance=float(boxes[:, :2].norm(dim=-1).min()) if query.targets else float("nan"),
+        unique=query.unique,
+        iou=occupancy_iou(predicted, truth),
+        box_iou=matched_box_iou(found_boxes, boxes),
+        num_predicted=len(objects),
+        num_true=len(query.targets),
+        score=max((o.score for o in objects), default=0.0),
+        kind=query.kind,
+        lexicon=query.lexicon,
+        near_miss=query.near_miss,
+    )
+
+
+def evaluate_scene(model: VLMOcc, item: LabelledScene, *, sensors: Sensors = "all") -> list[Outcome]:
+    """Outcomes of all queries of a scene; with `sensors` the model sees only some of them."""
+    scene = item.scene
+    if sensors == "lidar":
+        scene = without_cameras(scene)
+    elif sensors == "cameras":
+        scene = without_lidar(scene)
+    state = model.encode(scene)
+    texts = [query.text for query in item.queries]
+    match = match_boxes(state.token_boxes.cpu(), item.labels.boxes)
+    chosen = [model.chosen_tokens(row).tolist() for row in model.token_scores(state, texts)]
+    wanted = [[int(match[t]) for t in q.targets if match[t] >= 0] for q in item.queries]
+    answers = model.ground_tokens(state, texts, chosen)
+    refined = model.ground(state, texts, refine=True)
+    pointed = model.ground_tokens(state, texts, wanted)
+    return [
+        Outcome(
+            record(item, n, answers[n].objects, truth),
+            record(item, n, refined[n].objects, truth),
+            record(item, n, pointed[n].objects, truth),
+            record(item, n, _true_masks(item, answers[n], chosen[n], match), truth),
+        )
+        for n, truth in enumerate(true_voxels(item, q.targets) for q in item.queries)
+    ]
+
+
+def _true_masks(
+    item: LabelledScene, answer: GroundingResult, tokens: Sequence[int], match: Tensor
+) -> list[GroundedObject]:
+    """The answer's objects with the true voxels of the object that each token stands for."""
+    objects = []
+    for found, token in zip(answer.objects, tokens, strict=True):
+        stands_for = (match == token).nonzero()[:, 0].tolist()
+        objects.append(replace(found, occupancy=true_voxels(item, stands_for)) if stands_for else found)
+    return objects
+
+
+def evaluate_scenes(
+    model: VLMOcc, scenes: Scenes, *, sensors: Sensors = "all", limit: int | None = None
+) -> list[Outcome]:
+    """Outcomes of every query of every scene, with a progress bar on stderr."""
+    from tqdm import tqdm
+
+    outcomes = []
+    for index in tqdm(range(min(len(scenes), limit or len(scenes))), unit="scene", desc=sensors):
+        outcomes += evaluate_scene(model, scenes[index], sensors=sensors)
+    return outcomes
+
+
+def summary(outcomes: Sequence[Outcome]) -> dict[str, object]:
+    """The figures of a run: as answered at the top level, then refined, ceilings and calibration."""
+    result = dict(summarise([o.plain for o in outcomes]))
+    short = ("overall", "unique", "multiple", "macro_acc25", "per_class")
+    for name in ("refined", "perfect_pointer", "perfect_masks"):
+        full = summarise([getattr(o, name) for o in outcomes])
+        part = {key: full[key] for key in short if key in full}
+        if name == "refined":
+            result["refined"] = part
+        else:
+            ceilings = result.setdefault("ceilings", {})
+            assert isinstance(ceilings, dict)
+            ceilings[name] = part
+    answered = [o.plain for o in outcomes if o.plain.num_predicted]
+    result["calibration"] = calibration(
+        [r.score for r in answered], [r.iou > 0.25 and r.num_true > 0 for r in answered]
+    )
+    return result
+
+
+def token_recall(model: VLMOcc, scenes: Scenes, *, limit: int) -> dict[str, float]:
+    """Share of the referable objects (those that a sentence means) that a voxel token stands for, per
+    class.
+    """
+    hits: dict[str, list[bool]] = {}
+    for index in range(min(limit, len(scenes))):
+        item = scenes[index]
+        match = match_boxes(model.encode(item.scene).token_boxes.cpu(), item.labels.boxes)
+        for target in sorted({t for query in item.queries for t in query.targets}):
+            name = TALK2OCC_CLASSES[int(item.labels.classes[target])]
+            hits.setdefault(name, []).append(bool(match[target] >= 0))
+    result = {name: sum(values) / len(values) for name, values in sorted(hits.items())}
+    everything = [value for values in hits.values() for value in values]
+    return {"overall": sum(everything) / max(len(everything), 1), **result}
+
+
+def calibrate(model: VLMOcc, scenes: Scenes, *, max_false_rejections: float = 0.03) -> float:
+    """The score threshold that rejects most sentences without a target while rejecting few of the others.
+
+    Among thresholds with at most `max_false_rejections` it is the one of the best exact answers, else the
+    one with the fewest false rejections; set on a calibration split, never on the evaluation scenes.
+    """
+    best: list[tuple[float, float, float]] = []
+    scores, targets = [], []
+    for index in range(len(scenes)):
+        item = scenes[index]
+        state = model.encode(item.scene)
+        scores.append(model.token_scores(state, [q.text for q in item.queries]).cpu())
+        targets.append(item.queries)
+    for threshold in torch.linspace(0.05, 0.95, 37).tolist():
+        rejected, wrongly, right, n_none, n_some = 0, 0, 0, 0, 0
+        for score, queries in zip(scores, targets, strict=True):
+            found = (score > threshold).sum(-1).tolist()
+            for count, query in zip(found, queries, strict=True):
+                n_none += not query.targets
+                n_some += bool(query.targets)
+                rejected += not query.targets and count == 0
+                wrongly += bool(query.targets) and count == 0
+                right += count == len(query.targets)
+        false_share = wrongly / max(n_some, 1)
+        best.append((float(false_share <= max_false_rejections), right / (n_none + n_some), threshold))
+    allowed = [entry for entry in best if entry[0]]
+    return max(allowed or best)[2] if allowed else min(best, key=lambda e: -e[1])[2]
+
+
+def protocol(model: VLMOcc, name: str, scenes: Scenes, split: str, data: str) -> dict[str, object]:
+    """What is needed to run an evaluation again and to know that it is the same one."""
+    digest = hashlib.sha256()
+    for query in (q for i in range(min(len(scenes), 20)) for q in scenes[i].queries):
+        digest.update(repr((query.text, query.targets)).encode())
+    return {
+        "model": name,
+        "data": data,
+        "split": split,
+        "scenes": len(scenes),
+        "sentences_sha256_of_first_20_scenes": digest.hexdigest(),
+        "truth": "occupied voxels that touch the box (Talk2Occ eq. 1), whole grid, no visibility mask",
+        "iou": "union of the targets' voxels, strict > thresholds",
+        "score_threshold": model.config.score_threshold,
+        "commit": _commit(),
+        "command": " ".join(sys.argv),
+        "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPU cores, {model.device}",
+        "torch": torch.__version__,
+    }
+
+
+def _commit() -> str:
+    """The commit of the working tree, if it is one."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "not a git checkout"
+    return done.stdout.strip()
+
+
+def write_json(values: object, path: Path) -> None:
+    """Write JSON under a temporary name, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(json.dumps(values, indent=1) + "\n")
+    os.replace(temporary, path)
