@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -43,6 +44,22 @@ def require(package: str, extra: str) -> None:
         raise ValueError(
             f"the package {package!r} is not installed, this needs it; run: pip install 'vlm-occ[{extra}]'"
         ) from error
+
+
+def hide_broken_torchvision() -> None:
+    """Let transformers see no torchvision where the installed one does not load.
+
+    The package index's torchvision does not load beside a CPU build of torch ("operator torchvision::nms does
+    not exist"), and transformers, which imports it where it is installed, then breaks as a whole.
+    """
+    if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
+        return
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, OSError, RuntimeError):
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        sys.modules["torchvision"] = None  # type: ignore[assignment]  # Python's mark of "not importable"
 
 
 def cache_folder() -> Path:
