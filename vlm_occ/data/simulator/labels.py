@@ -1,0 +1,262 @@
+"""Occ3D voxels of solids and ground, and which of them the sensors see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from vlm_occ.data.simulator.lidar import LidarSweep
+from vlm_occ.data.simulator.objects import BOX, CYLINDER, Ground, Solids
+from vlm_occ.data.simulator.rendering import CameraRender, Plane, camera_lines, ground_cells, ground_plane
+from vlm_occ.data.simulator.rig import LIDAR_STEPS, lidar_tangents
+from vlm_occ.geometry import invert_rigid
+from vlm_occ.types import FREE, OCC3D_CLASSES, CameraRig, VoxelGrid
+
+SHELL = 0.4
+"""Voxels whose centre lies deeper than this inside a solid (metres, along each of its axes) stay free, as in
+Occ3D, whose labels come from surfaces; so does what is under a building. Vegetation is filled: LiDAR passes
+through leaves."""
+
+SAMPLES = 3
+"""A voxel belongs to a solid if one of SAMPLES^3 even samples of its cube lies in it; parts thinner than the
+samples' spacing are thickened to it."""
+
+_VEGETATION, _MANMADE = OCC3D_CLASSES.index("vegetation"), OCC3D_CLASSES.index("manmade")
+
+
+@dataclass(frozen=True)
+class VoxelTruth:
+    """What fills the grid."""
+
+    semantics: Tensor  # uint8 [X, Y, Z], index in OCC3D_CLASSES
+    instance: Tensor  # long [X, Y, Z]: object, -1 for background, ground and free
+    ground: Tensor  # bool [X, Y, Z]: voxels that hold the ground's plane and nothing else
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Pairs of a solid and a voxel near it, with the voxel's centre in the solid's axes."""
+
+    solid: Tensor  # long [N]
+    voxel: Tensor  # long [N], flat index
+    local: Tensor  # float32 [N, 3] metres
+
+
+def voxelise(
+    solids: Solids, ground: Ground, world_from_ego: Tensor, grid: VoxelGrid, *, chunk: int = 1 << 19
+) -> VoxelTruth:
+    """The voxels of `solids` (ego frame) and the ground (world frame).
+
+    Where solids share a voxel, objects win over background and smaller solids over larger ones. Ground is one
+    layer: the voxel that its plane crosses in the middle of each column.
+    """
+    device = solids.centre.device
+    half = solids.half_size.clamp(min=grid.voxel_size / SAMPLES / 2)
+    volume = half.prod(-1) * torch.where(solids.instance >= 0, 1.0, 1e9)
+    order = torch.argsort(volume, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))
+    winner = torch.full(grid.shape, -1, dtype=torch.long, device=device).flatten()
+    for low, high in _windows(solids, half, grid, chunk):
+        pairs = _near_pairs(solids, half, grid, slice(low, high))
+        pairs = _touching(pairs, solids, half, grid)
+        winner.scatter_reduce_(0, pairs.voxel, rank[pairs.solid], "amax")
+    taken = winner >= 0
+    solid = order[winner.clamp(min=0)] if len(order) else winner
+    truth_semantics, floor = _ground_voxels(ground, world_from_ego, grid, device)
+    floor &= ~taken
+    semantics, instance = truth_semantics.flatten(), torch.full_like(winner, -1)
+    if len(order):
+        semantics = torch.where(taken, solids.semantic[solid].to(torch.uint8), semantics)
+        instance = torch.where(taken, solids.instance[solid], -1)
+    return VoxelTruth(semantics.view(grid.shape), instance.view(grid.shape), floor.view(grid.shape))
+
+
+def _reach(solids: Solids, half: Tensor) -> Tensor:
+    """Half extents [P, 3] of the upright boxes about solids with half sizes [P, 3]."""
+    spread = solids.rotation.abs() * half[:, None]
+    return torch.where(
+        (solids.shape == BOX)[:, None] | (solids.shape == CYLINDER)[:, None],
+        spread.sum(-1),
+        spread.norm(dim=-1),
+    )
+
+
+def _ranges(solids: Solids, half: Tensor, grid: VoxelGrid) -> tuple[Tensor, Tensor]:
+    """First voxel and number of voxels [P, 3] along each axis of the windows about solids."""
+    origin = torch.tensor(grid.origin, device=half.device)
+    shape = torch.tensor(grid.shape, device=half.device)
+    reach = _reach(solids, half) + grid.voxel_size / 2
+    low = ((solids.centre - reach - origin) / grid.voxel_size - 0.5).ceil().long().clamp(min=0)
+    high = ((solids.centre + reach - origin) / grid.voxel_size - 0.5).floor().long()
+    return low, (torch.minimum(high, shape - 1) - low + 1).clamp(min=0)
+
+
+def _windows(solids: Solids, half: Tensor, grid: VoxelGrid, chunk: int) -> list[tuple[int, int]]:
+    """Slices of solids whose windows hold about `chunk` voxels together."""
+    if len(half) == 0:
+        return []
+    total = _ranges(solids, half, grid)[1].prod(-1).cumsum(0)
+    steps = torch.arange(chunk, int(total[-1]) + chunk, chunk, device=total.device)
+    edges = [0, *torch.searchsorted(total, steps, right=True).tolist()]
+    edges[-1] = len(half)
+    return [(low, high) for low, high in pairwise(edges) if low < high]
+
+
+def _near_pairs(solids: Solids, half: Tensor, grid: VoxelGrid, part: slice) -> _Pairs:
+    """All voxels in the windows of a slice of solids."""
+    low, size = (value[part] for value in _ranges(solids, half, grid))
+    count = size.prod(-1)
+    row = torch.repeat_interleave(count)
+    rest = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+    size_z, size_y = size[:, 2][row], size[:, 1][row]
+    column = rest // size_z
+    z = rest - column * size_z + low[:, 2][row]
+    x = column // size_y
+    y = column - x * size_y + low[:, 1][row]
+    x = x + low[:, 0][row]
+    rotation = solids.rotation[part]
+    first = torch.tensor(grid.origin, device=row.device) + grid.voxel_size / 2 - solids.centre[part]
+    constant = (first[:, None] @ rotation)[:, 0]  # [P, 3]: voxel 0 in the solid's axes
+    step = rotation * grid.voxel_size
+    local = [
+        constant[:, j].contiguous()[row]
+        + x * step[:, 0, j].contiguous()[row]
+        + y * step[:, 1, j].contiguous()[row]
+        + z * step[:, 2, j].contiguous()[row]
+        for j in range(3)
+    ]
+    voxel = (x * grid.shape[1] + y) * grid.shape[2] + z
+    return _Pairs(row + part.start, voxel, torch.stack(local, dim=-1))
+
+
+def _inside(local: Tensor, half: Tensor, shape: Tensor) -> Tensor:
+    """Whether points [..., 3] in the solids' axes lie in solids of half sizes [..., 3] and shapes [...]."""
+    scaled = (local / half) ** 2
+    flat, round_ = scaled[..., 0] + scaled[..., 1], scaled.amax(-1) <= 1
+    curved = torch.where(shape == CYLINDER, flat, flat + scaled[..., 2]) <= 1
+    return torch.where(shape == BOX, round_, curved & (scaled[..., 2] <= 1))
+
+
+def _deep(local: Tensor, solid: Tensor, solids: Solids, half: Tensor) -> Tensor:
+    """Whether centres [N, 3] in the axes of solids [N] lie beyond the shell; buildings have no underside."""
+    core = half - SHELL
+    hollow = (core.amin(-1) > 0) & (solids.semantic != _VEGETATION)
+    building = (solids.semantic == _MANMADE) & (solids.shape == BOX)
+    height = torch.where(building[solid], local[:, 2].clamp(min=0), local[:, 2])
+    point = torch.stack([local[:, 0], local[:, 1], height], dim=-1)
+    return hollow[solid] & _inside(point, core.clamp(min=1e-6)[solid], solids.shape[solid])
+
+
+def _touching(pairs: _Pairs, solids: Solids, half: Tensor, grid: VoxelGrid) -> _Pairs:
+    """The pairs whose voxel holds a sample inside the solid and is not deep within it."""
+    offset = (SAMPLES - 1) / (2 * SAMPLES) * grid.voxel_size  # outermost samples from the centre
+    reach = half + offset * solids.rotation.abs().sum(1)  # [P, 3]
+    near = (pairs.local.abs() <= reach[pairs.solid]).all(-1).nonzero()[:, 0]
+    solid, voxel, local = pairs.solid[near], pairs.voxel[near], pairs.local[near]
+    deep = _deep(local, solid, solids, half)
+    solid, voxel, local = solid[~deep], voxel[~deep], local[~deep]
+    member = _inside(local, half[solid], solids.shape[solid])
+    unsure = (~member).nonzero()[:, 0]
+    axis = torch.linspace(-offset, offset, SAMPLES, device=local.device)
+    samples = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).reshape(-1, 1, 3)
+    turned = torch.einsum("sk,pkj->spj", samples[:, 0], solids.rotation)  # [27, P, 3]
+    which, shape = solid[unsure], solids.shape[solid[unsure]]
+    found = torch.zeros_like(which, dtype=torch.bool)
+    start, size = local[unsure], half[which]
+    for sample in turned:  # 27 steps, each over all pairs
+        found |= _inside(start + sample[which], size, shape)
+    member[unsure] = found
+    return _Pairs(solid[member], voxel[member], local[member])
+
+
+def _ground_voxels(
+    ground: Ground, world_from_ego: Tensor, grid: VoxelGrid, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Semantics uint8 [X, Y, Z] of the ground alone, and its voxels bool [X * Y * Z]."""
+    plane = ground_plane(ground, world_from_ego, device=device)
+    centre = grid.centers(device=device)[:, :, 0].clone()  # [X, Y, 3]
+    centre[..., 2] = ground_height(plane, centre)
+    index, inside = grid.index_of(centre.reshape(-1, 3))
+    cells = ground_cells(centre.reshape(-1, 3), ground, world_from_ego)
+    semantics = torch.full(grid.shape, FREE, dtype=torch.uint8, device=device)
+    index, value = index[inside], ground.semantic.to(device).flatten()[cells[inside]]
+    semantics[index[:, 0], index[:, 1], index[:, 2]] = value
+    return semantics, (semantics != FREE).flatten()
+
+
+def ground_height(plane: Plane, points: Tensor) -> Tensor:
+    """Height [...] of the ground (ego frame) above or below points [..., 3]."""
+    normal = plane.normal
+    return (plane.offset - points[..., 0] * normal[0] - points[..., 1] * normal[1]) / normal[2]
+
+
+def camera_mask(
+    truth: VoxelTruth, render: CameraRender, rig: CameraRig, plane: Plane, grid: VoxelGrid
+) -> Tensor:
+    """Voxels that a camera sees, bool [X, Y, Z].
+
+    A voxel is seen if the ray of a pixel ends in it, or if its centre (for ground: the ground's point in it)
+    projects to a pixel that sees at least as far; of two rows the upper, which sees farther on the ground.
+    """
+    lines = camera_lines(rig)
+    distance = render.depth.reshape(len(lines.base), -1)
+    seen = torch.zeros(grid.shape, dtype=torch.bool, device=distance.device).flatten()
+    ends = torch.zeros_like(distance, dtype=torch.long)
+    inside = torch.isfinite(distance)
+    for axis in range(3):
+        ray = lines.base[:, axis, None] + lines.position * lines.step[:, axis, None]
+        scaled = (lines.origin[:, axis, None] + distance * ray - grid.origin[axis]) / grid.voxel_size
+        inside &= (scaled >= 0) & (scaled < grid.shape[axis])
+        ends = ends * grid.shape[axis] + scaled.nan_to_num(0, 0, 0).long()
+    seen[ends[inside]] = True
+    return seen.view(grid.shape) | _centres_seen(truth, render, rig, plane, grid)
+
+
+def _centres_seen(
+    truth: VoxelTruth, render: CameraRender, rig: CameraRig, plane: Plane, grid: VoxelGrid
+) -> Tensor:
+    """Voxels whose centre (or ground point) is not hidden from some camera, bool [X, Y, Z]."""
+    centre = grid.centers(device=render.depth.device)  # [X, Y, Z, 3]
+    columns = centre[:, :, 0, :2].reshape(-1, 2)
+    height = centre[0, 0, :, 2].expand(len(columns), -1)  # [C, Z]
+    floor = ground_height(plane, torch.cat([columns, columns[:, :1]], -1))[:, None] + 0.01
+    height = torch.where(truth.ground.view(height.shape), floor, height)
+    seen = torch.zeros_like(height, dtype=torch.bool)
+    rows, width = rig.image_size
+    for camera, camera_from_ego in enumerate(invert_rigid(rig.ego_from_camera)):  # six steps
+        pixel_from_ego = rig.intrinsics[camera] @ camera_from_ego[:3]  # [3, 4]
+        flat = columns @ pixel_from_ego[:, :2].T + pixel_from_ego[:, 3]  # [C, 3]
+        side = flat[:, 0] / flat[:, 2].clamp(min=0.1)
+        wedge = ((flat[:, 2] > -0.5) & (side > -0.2 * width) & (side < 1.2 * width)).nonzero()[:, 0]
+        image = [flat[wedge, i, None] + pixel_from_ego[i, 2] * height[wedge] for i in range(3)]  # [W, Z]
+        u, v = (image[0] / image[2]).round(), (image[1] / image[2]).floor()
+        ok = (image[2] > 0.1) & (u >= 0) & (u < width) & (v >= 0) & (v < rows)
+        pixel = (v.clamp(0, rows - 1).nan_to_num() * width + u.clamp(0, width - 1).nan_to_num()).long()
+        seen[wedge] |= ok & (image[2] <= render.depth[camera].flatten()[pixel])
+    return seen.view(grid.shape)
+
+
+def lidar_mask(sweep: LidarSweep, grid: VoxelGrid) -> Tensor:
+    """Voxels that the LiDAR sees, bool [X, Y, Z].
+
+    A return lies in them, or the ray nearest to their centre crosses them on its way to a return.
+    """
+    device = sweep.inverse.device
+    index, inside = grid.index_of(sweep.surface)
+    seen = torch.zeros(grid.shape, dtype=torch.bool, device=device)
+    index = index[inside]
+    seen[index[:, 0], index[:, 1], index[:, 2]] = True
+    centre = grid.centers(device=device)
+    offset = centre[:, :, 0, :2] - sweep.origin[:2]  # [X, Y, 2]
+    distance = offset.norm(dim=-1).clamp(min=1e-3)
+    turn = torch.atan2(offset[..., 1], offset[..., 0]) / (2 * torch.pi) * LIDAR_STEPS
+    firing = turn.round().long() % LIDAR_STEPS  # [X, Y]
+    tangent = (centre[0, 0, :, 2] - sweep.origin[2]) / distance[..., None]  # [X, Y, Z]
+    rings = lidar_tangents(device=device)
+    beam = torch.searchsorted((rings[1:] + rings[:-1]) / 2, tangent.contiguous())
+    crosses = (rings[beam] - tangent).abs() * distance[..., None] <= grid.voxel_size / 2
+    inverse = sweep.inverse[firing[..., None].expand_as(beam), beam]
+    return seen | (crosses & (inverse > 0) & (inverse * distance[..., None] < 1))

@@ -1,0 +1,173 @@
+"""Camera images, depth and instance maps of solids and ground, with exact occlusion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlm_occ.data.simulator.objects import Ground, Solids
+from vlm_occ.data.simulator.scanlines import Hits, cast, covered_samples
+from vlm_occ.data.simulator.shading import shade
+from vlm_occ.data.simulator.spans import Candidates, Scanlines
+from vlm_occ.data.simulator.world import Appearance
+from vlm_occ.geometry import box_corners, invert_rigid
+from vlm_occ.types import CameraRig
+
+NEAR = 0.1
+"""Solids with a corner nearer than this to a camera's plane (metres) are tried on all its rows."""
+
+
+@dataclass(frozen=True)
+class CameraRender:
+    """What the cameras see at one moment."""
+
+    images: Tensor  # uint8 [V, 3, H, W]
+    depth: Tensor  # float32 [V, H, W] metres along the optical axis, infinite in the sky
+    instance: Tensor  # long [V, H, W], -1 on background, ground and sky
+    covered: Tensor  # long [M]: pixels each object would have if it were alone, all cameras together
+
+
+@dataclass(frozen=True)
+class Plane:
+    """The ground in the ego frame: normal . p = offset."""
+
+    normal: Tensor  # float32 [3], unit
+    offset: float
+
+
+def move_solids(a_from_b: Tensor, solids: Solids, *, device: torch.device | str | None = None) -> Solids:
+    """Solids of frame b in frame a by a transform [4, 4], in float64 since world coordinates are large."""
+    target = solids.centre.device if device is None else device
+    rotation, shift = a_from_b[:3, :3].double(), a_from_b[:3, 3].double()
+    centre = (solids.centre.double().cpu() @ rotation.T + shift).float()
+    turned = (rotation @ solids.rotation.double().cpu()).float()
+    rest = (
+        solids.half_size,
+        solids.shape,
+        solids.colour,
+        solids.semantic,
+        solids.instance,
+        solids.reflectance,
+    )
+    return Solids(*(value.to(target) for value in (centre, turned, *rest)))
+
+
+def ground_plane(ground: Ground, world_from_ego: Tensor, *, device: torch.device | str = "cpu") -> Plane:
+    """The ground's plane in the ego frame of `world_from_ego` [4, 4] float64."""
+    normal = torch.tensor([-ground.slope[0], -ground.slope[1], 1.0], dtype=torch.float64)
+    length = normal.norm()
+    offset = (ground.height - normal @ world_from_ego[:3, 3].double().cpu()) / length
+    local = world_from_ego[:3, :3].double().cpu().T @ (normal / length)
+    return Plane(local.float().to(device), float(offset))
+
+
+def camera_lines(rig: CameraRig) -> Scanlines:
+    """One scanline per image row, camera by camera; the rays' parameter is depth along the optical axis."""
+    height, width = rig.image_size
+    device = rig.intrinsics.device
+    ego_from_pixel = rig.ego_from_camera[:, :3, :3] @ torch.linalg.inv(rig.intrinsics)  # [V, 3, 3]
+    rows = torch.arange(height, device=device, dtype=torch.float32)[:, None]
+    base = ego_from_pixel[:, None, :, 1] * rows + ego_from_pixel[:, None, :, 2]  # [V, H, 3]
+    step = ego_from_pixel[:, None, :, 0].expand_as(base)
+    origin = rig.ego_from_camera[:, None, :3, 3].expand_as(base)
+    position = torch.arange(width, device=device, dtype=torch.float32)
+    return Scanlines(origin.reshape(-1, 3), base.reshape(-1, 3), step.reshape(-1, 3), position)
+
+
+def solid_corners(solids: Solids) -> Tensor:
+    """Corners [P, 8, 3] of the boxes about solids."""
+    unit = torch.tensor([[0.0, 0, 0, 2, 2, 2, 0]], device=solids.centre.device)
+    signs = box_corners(unit)  # [1, 8, 3], +-1
+    return (signs * solids.half_size[:, None]) @ solids.rotation.transpose(-1, -2) + solids.centre[:, None]
+
+
+def camera_candidates(solids: Solids, rig: CameraRig) -> Candidates:
+    """The rows of each camera that hold a solid's bounding rectangle."""
+    height, width = rig.image_size
+    num_cameras, num_solids = len(rig.intrinsics), len(solids.centre)
+    camera_from_ego = invert_rigid(rig.ego_from_camera)
+    corners = solid_corners(solids).reshape(1, -1, 3)
+    local = corners @ camera_from_ego[:, :3, :3].transpose(-1, -2) + camera_from_ego[:, None, :3, 3]
+    image = local @ rig.intrinsics.transpose(-1, -2)  # [V, P * 8, 3]
+    depth = image[..., 2].view(num_cameras, num_solids, 8)
+    pixel = (image[..., :2] / image[..., 2:].clamp(min=NEAR)).view(num_cameras, num_solids, 8, 2)
+    low, high = pixel.amin(2), pixel.amax(2)  # [V, P, 2]
+    front = depth.amin(-1) > NEAR
+    limit = torch.tensor([width, height], device=low.device)
+    overlaps = ((high >= 0) & (low <= limit - 1)).all(-1) & front
+    crossing = ~front & (depth.amax(-1) > 0)
+    camera, solid = (overlaps | crossing).nonzero(as_tuple=True)
+    whole = crossing[camera, solid]
+    first = torch.where(whole, 0, low[camera, solid, 1].ceil().clamp(min=0)).long()
+    last = torch.where(whole, height - 1, high[camera, solid, 1].floor().clamp(max=height - 1)).long()
+    return Candidates(solid, camera * height + first, (last - first + 1).clamp(min=0))
+
+
+def ground_inverse(plane: Plane, lines: Scanlines) -> Tensor:
+    """1 / t [L, S] at which rays meet the ground, 0 where they do not."""
+    gap = plane.offset - lines.origin @ plane.normal  # [L], negative above the ground
+    slope = lines.step @ plane.normal / gap
+    return ((lines.base @ plane.normal / gap)[:, None] + slope[:, None] * lines.position).clamp(min=0)
+
+
+def render_cameras(
+    solids: Solids,
+    ground: Ground,
+    world_from_ego: Tensor,
+    rig: CameraRig,
+    look: Appearance,
+    *,
+    num_objects: int,
+    seed: int,
+) -> CameraRender:
+    """Images, depth and instances of `solids` (ego frame) and of the ground (world frame)."""
+    lines = camera_lines(rig)
+    hits = cast(solids, lines, camera_candidates(solids, rig))
+    plane = ground_plane(ground, world_from_ego, device=lines.base.device)
+    floor = ground_inverse(plane, lines)
+    shape = (len(rig.intrinsics), *rig.image_size)
+    on_solid = hits.inverse > floor
+    inverse = torch.maximum(hits.inverse, floor)
+    hits = Hits(
+        inverse,
+        torch.where(on_solid, hits.solid, -1),
+        hits.face,
+        hits.span_line,
+        hits.span_solid,
+        hits.span_range,
+    )
+    images = shade(hits, lines, solids, ground, world_from_ego, look, seed=seed, shape=shape)
+    instance = torch.cat([solids.instance, solids.instance.new_full((1,), -1)])[hits.solid]
+    depth = (1 / inverse).view(shape)  # 1 / 0 is infinite
+    covered = covered_samples(hits, solids.instance, num_groups=num_objects)
+    return CameraRender(images, depth, instance.view(shape), covered)
+
+
+def visible_boxes(render: CameraRender, num_objects: int) -> Tensor:
+    """Tight boxes [V, M, 4] of visible pixels, x0, y0, x1, y1 (one past the last); NaN where none."""
+    num_cameras = len(render.instance)
+    camera, row, column = (render.instance >= 0).nonzero(as_tuple=True)
+    slot = camera * num_objects + render.instance[camera, row, column]
+    value = torch.stack([-column, -row, column + 1, row + 1], dim=-1).float()  # [N, 4]
+    boxes = torch.full((num_cameras * num_objects, 4), -torch.inf, device=value.device)
+    boxes.scatter_reduce_(0, slot[:, None].expand(-1, 4), value, "amax")
+    boxes = torch.where(torch.isinf(boxes), torch.nan, boxes)
+    return (boxes * boxes.new_tensor([-1.0, -1.0, 1.0, 1.0])).view(num_cameras, num_objects, 4)
+
+
+def visible_pixels(render: CameraRender, num_objects: int) -> Tensor:
+    """Visible pixels [M] of each object, all cameras together."""
+    seen = render.instance[render.instance >= 0]
+    return torch.bincount(seen, minlength=num_objects)
+
+
+def ground_cells(points: Tensor, ground: Ground, world_from_ego: Tensor) -> Tensor:
+    """Flat cells [N] of the ground's raster under points [N, 3] (ego frame), clamped to its rim."""
+    pose = world_from_ego.tolist()
+    index = torch.zeros(len(points), dtype=torch.long, device=points.device)
+    for axis, size in enumerate(ground.semantic.shape):
+        world = sum(pose[axis][i] * points[:, i] for i in range(3)) + (pose[axis][3] - ground.origin[axis])
+        index = index * size + (world / ground.cell).long().clamp(0, size - 1)
+    return index
