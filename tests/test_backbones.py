@@ -1,0 +1,337 @@
+"""Backbones: tiny random models of the real classes against plain forwards of the same models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import save_tiny_llava, save_tiny_qwen
+from torch import Tensor, nn
+
+from vlm_occ.config import LoraSettings
+from vlm_occ.language.backbones import Backbone, load_backbone
+from vlm_occ.language.prefixes import Prefix
+from vlm_occ.language.tokens import GROUND, ORIENTATION, POSITION
+
+SAVERS = {"llava_onevision": save_tiny_llava, "qwen2_5_vl": save_tiny_qwen}
+RANK_4 = LoraSettings(rank=4)
+TEXTS = ("the red car on the left", "what is there?", "nothing")
+
+
+@pytest.fixture(scope="module", params=sorted(SAVERS))
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return SAVERS[request.param](tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def backbone(folder: Path) -> Backbone:
+    return loaded(folder)
+
+
+def loaded(folder: Path, *, lora: LoraSettings | None = RANK_4, seed: int = 1) -> Backbone:
+    """A backbone in fp32 whose adapter does something."""
+    backbone = load_backbone(str(folder), dtype=torch.float32, lora=lora)
+    state, generator = backbone.trainable_state(), torch.Generator().manual_seed(seed)
+    for name, value in state.items():
+        state[name] = value + 0.1 * torch.randn(value.shape, generator=generator)
+    backbone.load_trainable_state(state)
+    return backbone
+
+
+def scene(
+    backbone: Backbone, frames: int = 2, voxels: int = 5, *, seed: int = 0, pose: bool = True
+) -> tuple[Prefix, dict[str, Tensor]]:
+    """A prefix and its features."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (frames, 3, 60, 100), dtype=torch.uint8, generator=generator)
+    features = {
+        "pose": torch.randn(frames if pose else 0, backbone.hidden_size, generator=generator),
+        "voxel": torch.randn(voxels, backbone.hidden_size, generator=generator),
+    }
+    return backbone.build_prefix(images, voxels, pose=pose), features
+
+
+def queries(backbone: Backbone) -> list[Tensor]:
+    return [backbone.query_ids(text)[0] for text in TEXTS]
+
+
+def alone(backbone: Backbone, prefix: Prefix, features: dict[str, Tensor], query: Tensor) -> Tensor:
+    """States [l, D] of one query after its prefix, by the model's own forward with spliced embeddings.
+
+    Independent of our hook, masks, packing and cache: embeddings are made here, and the mask is the model's.
+    """
+    inner = backbone.model.model
+    ids = torch.cat((prefix.input_ids, query))
+    with torch.no_grad():
+        embeddings = inner.get_input_embeddings()(ids)
+        embeddings[prefix.pose_index] = features["pose"]
+        embeddings[prefix.voxel_index] = features["voxel"]
+        if prefix.frames and backbone.family == "llava_onevision":
+            places = (ids == backbone.model.config.video_token_id).nonzero()[:, 0]
+            embeddings[places] = inner.get_video_features(prefix.frames["pixels"][None]).pooler_output[0]
+        elif prefix.frames:
+            places = (ids == backbone.model.config.image_token_id).nonzero()[:, 0]
+            pictures = inner.get_image_features(prefix.frames["pixels"], prefix.frames["grid"]).pooler_output
+            embeddings[places] = torch.cat(list(pictures))
+        output = inner.language_model(
+            inputs_embeds=embeddings[None], position_ids=positions(backbone, prefix, ids)
+        )
+    return output.last_hidden_state[0, len(prefix.input_ids) :]
+
+
+def positions(backbone: Backbone, prefix: Prefix, ids: Tensor) -> Tensor:
+    """The model's own position ids of a prefix and a query."""
+    if backbone.family == "llava_onevision":
+        return torch.arange(len(ids))[None]
+    if not prefix.frames:
+        return torch.arange(len(ids)).expand(3, 1, -1)
+    kinds = (ids == backbone.model.config.image_token_id).int()[None]
+    index = backbone.model.model.get_rope_index
+    return index(ids[None], mm_token_type_ids=kinds, image_grid_thw=prefix.frames["grid"])[0]
+
+
+def test_joint_and_cached_states_equal_plain_forwards_of_every_query(backbone: Backbone) -> None:
+    scenes = [scene(backbone), scene(backbone, 1, 9, seed=1), scene(backbone, 0, 3, seed=2)]
+    asked = queries(backbone)
+    with torch.no_grad():
+        joint = backbone.forward_joint(
+            [p for p, _ in scenes], [f for _, f in scenes], [asked, asked[:1], asked[1:]]
+        )
+    for (prefix, features), states, own in zip(scenes, joint, (asked, asked[:1], asked[1:]), strict=True):
+        state = backbone.encode_prefix(prefix, features)
+        cached = backbone.forward_queries(state, own)
+        torch.testing.assert_close(states.prefix, state.hidden, atol=1e-4, rtol=1e-4)
+        for query, packed, on_cache in zip(own, states.queries, cached, strict=True):
+            expected = alone(backbone, prefix, features, query)
+            torch.testing.assert_close(packed, expected, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(on_cache, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_eager_attention_gives_the_states_of_sdpa(backbone: Backbone) -> None:
+    prefix, features = scene(backbone)
+    state = backbone.encode_prefix(prefix, features)
+    fused = backbone.forward_queries(state, queries(backbone))
+    backbone.model.set_attn_implementation("eager")
+    try:
+        eager = backbone.forward_queries(state, queries(backbone))
+        joint = backbone.forward_joint([prefix], [features], [queries(backbone)])[0].queries
+    finally:
+        backbone.model.set_attn_implementation("sdpa")
+    for one, two, three in zip(fused, eager, joint, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(one, three.detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_the_cache_is_as_before_after_queries_and_generation(backbone: Backbone) -> None:
+    prefix, features = scene(backbone)
+    state = backbone.encode_prefix(prefix, features)
+    before = [(layer.keys.clone(), layer.values.clone()) for layer in state.cache.layers]
+    first = backbone.forward_queries(state, queries(backbone))
+    backbone.generate(state, queries(backbone)[0], max_new_tokens=4)
+    for layer, (keys, values) in zip(state.cache.layers, before, strict=True):
+        assert torch.equal(layer.keys, keys) and torch.equal(layer.values, values)
+    for one, two in zip(first, backbone.forward_queries(state, queries(backbone)), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_queries_do_not_see_one_another(backbone: Backbone) -> None:
+    prefix, features = scene(backbone)
+    state = backbone.encode_prefix(prefix, features)
+    forth = backbone.forward_queries(state, queries(backbone))
+    back = backbone.forward_queries(state, queries(backbone)[::-1])[::-1]
+    for one, two in zip(forth, back, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
+
+
+def test_padding_on_the_left_gives_the_states_of_padding_on_the_right(backbone: Backbone) -> None:
+    scenes = [scene(backbone), scene(backbone, 1, 2, seed=3)]
+    asked = [queries(backbone)[:1], queries(backbone)]
+    arguments = [p for p, _ in scenes], [f for _, f in scenes], asked
+    with torch.no_grad():
+        left = backbone.forward_joint(*arguments, padding="left")
+        right = backbone.forward_joint(*arguments)
+    for one, two in zip(left, right, strict=True):
+        for a, b in zip((one.prefix, *one.queries), (two.prefix, *two.queries), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_answers_do_not_depend_on_the_padding_of_another_scene(backbone: Backbone) -> None:
+    short, long = scene(backbone, 0, 2), scene(backbone, 3, 20, seed=4)
+    asked = queries(backbone)[:1]
+    with torch.no_grad():
+        both = backbone.forward_joint([short[0], long[0]], [short[1], long[1]], [asked, asked])[0]
+        single = backbone.forward_joint([short[0]], [short[1]], [asked])[0]
+    torch.testing.assert_close(both.queries[0], single.queries[0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_pose_token_stands_before_the_vision_tokens_of_its_frame(backbone: Backbone) -> None:
+    prefix, _ = scene(backbone, frames=3)
+    vision = (prefix.input_ids == backbone._family.vision_id).nonzero()[:, 0].tolist()
+    starts = [place for place in vision if place - 1 not in vision]
+    lead = 1 if backbone.family == "llava_onevision" else 2  # Qwen opens each image by a token of its own
+    assert prefix.pose_index.tolist() == [start - lead for start in starts][:3]
+    assert prefix.voxel_index.min() > max(vision)
+
+
+def test_generation_takes_the_likeliest_token_of_a_full_forward_each_time(backbone: Backbone) -> None:
+    prefix, features = scene(backbone)
+    ids = queries(backbone)[0]
+    words: list[int] = []
+    for _ in range(6):
+        grown = torch.cat((ids, torch.tensor(words, dtype=torch.long)))
+        word = int(backbone.logits(alone(backbone, prefix, features, grown)[-1]).argmax())
+        if word in backbone.processor.end_ids:
+            break
+        words.append(word)
+    expected = str(backbone.tokenizer.decode(words, skip_special_tokens=True)).strip()
+    state = backbone.encode_prefix(prefix, features)
+    assert words and backbone.generate(state, ids, max_new_tokens=6) == expected
+
+
+def test_gradients_reach_the_voxel_projector_and_only_our_weights(folder: Path) -> None:
+    backbone = loaded(folder).train()
+    prefix, features = scene(backbone)
+    projector = nn.Linear(7, backbone.hidden_size)
+    features["voxel"] = projector(torch.randn(len(features["voxel"]), 7))
+    ids, ground = backbone.query_ids("the red car", "It is there.")
+    states = backbone.forward_joint([prefix], [features], [[ids]])[0]
+    state = states.queries[0][ground]
+    (states.prefix[prefix.voxel_index] @ state).sum().backward()
+    assert projector.weight.grad is not None and projector.weight.grad.abs().max() > 0
+    trained = {name for name, value in backbone.named_parameters() if value.grad is not None}
+    assert len(trained) == len(backbone.trainable_state())
+    assert all(".lora_" in name or "trainable_tokens_delta" in name for name in trained)
+    assert not any("vision" in name or "visual" in name for name in trained)
+    gradients = {name: value.grad for name, value in backbone.named_parameters() if ".lora_B" in name}
+    assert all(gradient is not None and gradient.abs().max() > 0 for gradient in gradients.values())
+
+
+def test_only_the_rows_of_special_tokens_are_trained(folder: Path) -> None:
+    backbone = loaded(folder, lora=None).train()
+    assert set(backbone.trainable_state()) == {"token_rows"}
+    embeddings = backbone.model.get_input_embeddings()
+    ids, _ = backbone.query_ids("the red car")
+    before = embeddings(torch.arange(len(backbone.tokenizer))).detach().clone()
+    optimiser = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=1.0)
+    prefix, features = scene(backbone)
+    backbone.forward_joint([prefix], [features], [[ids]])[0].queries[0].square().sum().backward()
+    optimiser.step()
+    changed = (embeddings(torch.arange(len(backbone.tokenizer))) != before).any(-1).nonzero()[:, 0].tolist()
+    assert changed == [backbone.token_ids.ground]  # the other four do not occur, or features stand over them
+
+
+def test_a_saved_adapter_gives_the_same_states_in_a_new_backbone(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    first, second = loaded(folder, seed=1), loaded(folder, seed=2)
+    prefix, features = scene(first)
+    save_file(first.trainable_state(), tmp_path / "adapter.safetensors")
+    expected = first.forward_queries(first.encode_prefix(prefix, features), queries(first))
+    other = second.forward_queries(second.encode_prefix(prefix, features), queries(second))
+    assert (expected[0] - other[0]).abs().max() > 1e-2
+    second.load_trainable_state(load_file(tmp_path / "adapter.safetensors"))
+    again = second.forward_queries(second.encode_prefix(prefix, features), queries(second))
+    for one, two in zip(expected, again, strict=True):
+        assert torch.equal(one, two)
+    size = sum(value.numel() for value in first.trainable_state().values())
+    assert size < sum(value.numel() for value in first.parameters()) / 2
+
+
+def test_an_adapter_of_another_rank_is_refused(folder: Path, backbone: Backbone) -> None:
+    other = loaded(folder, lora=LoraSettings(rank=2))
+    with pytest.raises(ValueError, match="another LoRA rank"):
+        backbone.load_trainable_state(other.trainable_state())
+    with pytest.raises(ValueError, match="missing"):
+        backbone.load_trainable_state(loaded(folder, lora=None).trainable_state())
+
+
+def test_merging_changes_nothing_but_forbids_training(folder: Path) -> None:
+    backbone = loaded(folder)
+    prefix, features = scene(backbone)
+    before = backbone.forward_queries(backbone.encode_prefix(prefix, features), queries(backbone))
+    saved = backbone.trainable_state()
+    backbone.merge()
+    after = backbone.forward_queries(backbone.encode_prefix(prefix, features), queries(backbone))
+    for one, two in zip(before, after, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
+    assert all(torch.equal(value, saved[name]) for name, value in backbone.trainable_state().items())
+    with pytest.raises(ValueError, match="merged"):
+        backbone.train()
+
+
+def test_bf16_stays_near_fp32(folder: Path) -> None:
+    fine = loaded(folder)
+    coarse = load_backbone(str(folder), dtype=torch.bfloat16, lora=LoraSettings(rank=4))
+    coarse.load_trainable_state(fine.trainable_state())
+    prefix, features = scene(fine)
+    exact = fine.forward_queries(fine.encode_prefix(prefix, features), queries(fine))
+    rough = coarse.forward_queries(coarse.encode_prefix(prefix, features), queries(coarse))
+    assert rough[0].dtype == torch.bfloat16
+    assert nn.functional.cosine_similarity(exact[0], rough[0].float(), dim=-1).min() > 0.99
+
+
+def test_users_cannot_write_special_tokens(backbone: Backbone) -> None:
+    ids, ground = backbone.query_ids("a <|ground|> b <|voxel|> <|im_end|>")
+    assert ids.tolist().count(backbone.token_ids.ground) == 1 and ids[ground] == backbone.token_ids.ground
+    assert backbone.token_ids.voxel not in ids
+
+
+def test_a_query_is_a_turn_of_the_chat_template(backbone: Backbone) -> None:
+    history = [("first", "one.")]
+    ids, _ = backbone.query_ids("second", "two.", history=history)
+    middle, end = f"<|im_end|>\n<|im_start|>assistant\n{GROUND} ", "<|im_end|>"
+    expected = f"first{middle}one.{end}\n<|im_start|>user\nsecond{middle}two.{end}"
+    assert backbone.tokenizer.decode(ids) == expected
+
+
+def test_situation_tokens_stand_between_situation_and_question(backbone: Backbone) -> None:
+    ids, position, orientation = backbone.situation_ids("I wait", "What is left?")
+    assert backbone.tokenizer.decode(ids).startswith(f"I wait{POSITION}{ORIENTATION}What is left?")
+    assert ids[position] == backbone.token_ids.position and ids[orientation] == backbone.token_ids.orientation
+
+
+def test_wrong_queries_are_refused_with_the_reason(backbone: Backbone) -> None:
+    with pytest.raises(ValueError, match="empty"):
+        backbone.query_ids("  \n")
+    with pytest.raises(ValueError, match="shorten"):
+        backbone.query_ids("word " * 10_000)
+
+
+def test_a_scene_beyond_the_known_positions_is_refused(backbone: Backbone) -> None:
+    prefix, features = scene(backbone, 0, 2030)
+    with pytest.raises(ValueError, match="2048"):
+        backbone.forward_joint([prefix], [features], [queries(backbone)])
+
+
+def test_features_of_another_scene_are_refused(backbone: Backbone) -> None:
+    prefix, features = scene(backbone)
+    features["voxel"] = features["voxel"][:3]
+    with pytest.raises(ValueError, match=r"5 <\|voxel\|> placeholders but 3 voxel features"):
+        backbone.encode_prefix(prefix, features)
+
+
+def test_the_base_hash_tells_weights_apart_but_not_their_files(folder: Path, tmp_path: Path) -> None:
+    from vlm_occ.language.bases import base_hash, load_base
+
+    assert base_hash(folder) == load_backbone(str(folder), dtype=torch.float32).base_hash
+    other = SAVERS[load_backbone(str(folder)).family](tmp_path / "other", seed=5)
+    assert base_hash(other) != base_hash(folder)
+    model, _ = load_base(folder, torch.float32)
+    model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    assert base_hash(tmp_path / "shards") == base_hash(folder)
+
+
+def test_unknown_and_damaged_bases_are_refused_with_the_remedy(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown base model"):
+        load_backbone(str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"no readable config\.json"):
+        load_backbone(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ValueError, match="gpt2"):
+        load_backbone(str(tmp_path))
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:100])
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        load_backbone(str(tmp_path))
