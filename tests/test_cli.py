@@ -19,7 +19,7 @@ import torch
 from vlm_occ.chat import Chat
 from vlm_occ.cli import main, overrides
 from vlm_occ.config import ModelConfig
-from vlm_occ.demo import choose_queries, format_table, place_of, run_demo, true_occupancy
+from vlm_occ.demo import choose_queries, format_table, place_of, run_demo
 from vlm_occ.doctor import Finding, format_report
 from vlm_occ.types import (
     FREE,
@@ -311,7 +311,6 @@ def test_the_demo_scores_its_answers_by_the_truth_and_draws_each(
     sample = labelled(load_scene(keyframe_folder))
     rows = run_demo(sample, StubModel(), tmp_path)  # type: ignore[arg-type]
     assert [row.iou for row in rows] == [1.0, 1.0, 0.0]  # right, rightly none, wrongly the car
-    assert int(true_occupancy(sample, sample.queries[0]).sum()) == int((rows[0].result.occupancy == 2).sum())
     table = format_table(rows)
     assert "2 of 3 answers" in table and "12 m ahead" in table and len(table.splitlines()) == 6
     assert len(list(tmp_path.glob("*_birds_eye.png"))) == len(list(tmp_path.glob("*_cameras.png"))) == 3

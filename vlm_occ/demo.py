@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
+from vlm_occ.eval.evaluate import true_voxels
 from vlm_occ.eval.metrics import occupancy_iou
 from vlm_occ.render import draw_birds_eye, draw_cameras
-from vlm_occ.types import FREE, GroundingQuery, GroundingResult, LabelledScene
-from vlm_occ.voxels import voxels_in_box
+from vlm_occ.types import GroundingQuery, GroundingResult, LabelledScene
 
 if TYPE_CHECKING:
     from vlm_occ.models.adapter import VLMOcc
@@ -50,15 +48,6 @@ def choose_queries(queries: Sequence[GroundingQuery], count: int = NUM_QUERIES) 
     return sorted(chosen, key=queries.index)
 
 
-def true_occupancy(sample: LabelledScene, query: GroundingQuery) -> torch.Tensor:
-    """The voxels that a query means, bool [X, Y, Z]: occupied ones of its targets' boxes (FACTS 2.3)."""
-    occupied = sample.labels.semantics != FREE
-    meant = torch.zeros_like(occupied)
-    for target in query.targets:
-        meant |= voxels_in_box(sample.labels.boxes[target], sample.scene.grid)
-    return meant & occupied
-
-
 def run_demo(sample: LabelledScene, model: VLMOcc, out: Path) -> list[Row]:
     """Ground a few of the scene's sentences, write their pictures into `out`, and score them by the truth."""
     queries = choose_queries(sample.queries)
@@ -69,7 +58,7 @@ def run_demo(sample: LabelledScene, model: VLMOcc, out: Path) -> list[Row]:
     rows = []
     for number, (query, result) in enumerate(zip(queries, results, strict=True), start=1):
         found = (result.occupancy == 2).cpu()
-        rows.append(Row(result, occupancy_iou(found, true_occupancy(sample, query).cpu())))
+        rows.append(Row(result, occupancy_iou(found, true_voxels(sample, query.targets))))
         print(f"vlm-occ: drawing {number} of {len(queries)}", file=sys.stderr)
         draw_birds_eye(result, out / f"{number}_birds_eye.png", scene=sample.scene)
         if sample.scene.rig.names:
@@ -91,7 +80,7 @@ def format_table(rows: Sequence[Row]) -> str:
         objects = row.result.objects
         where = place_of(*objects[0].box[:2].tolist()) if objects else "-"
         score = f"{objects[0].score:.2f}" if objects else "-"
-        cells = (str(number), _cut(row.result.query, 44), _cut(row.result.text, 44), str(len(objects)))
+        cells = (str(number), _cut(row.result.query, 60), _cut(row.result.text, 44), str(len(objects)))
         lines.append((*cells, where, score, f"{row.iou:.2f}", "yes" if row.correct else "no"))
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     text = [

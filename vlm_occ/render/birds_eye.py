@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,8 @@ def draw_birds_eye(result: GroundingResult, target: str | Path | Axes, *, scene:
     target.set_aspect("equal")
     if result.objects and result.objects[0].box[3:5].max() < SMALL:
         _draw_inset(target, result, scene)
-    target.set_title(f"“{shorten(result.query, 70)}”", fontsize=13, weight="bold", pad=26, parse_math=False)
+    title = textwrap.fill(f"“{result.query}”", 66, max_lines=2, placeholder=" …”")
+    target.set_title(title, fontsize=12.5, weight="bold", pad=24, parse_math=False)
     words = target.text(0.5, 1.012, shorten(result.text, 110), transform=target.transAxes, parse_math=False)
     words.set(ha="center", va="bottom", fontsize=10, color="#555")
 

@@ -38,7 +38,7 @@ def draw_cameras(scene: Scene, result: GroundingResult, path: str | Path) -> Non
     size = (columns * (PANEL_WIDTH + gap) + gap, header + len(rows) * (height + gap))
     sheet = Image.new("RGB", size, (24, 27, 32))
     draw = ImageDraw.Draw(sheet)
-    draw.text((gap + 8, 10), f"“{shorten(result.query, 90)}”", fill="white", font=_font(24))
+    draw.text((gap + 8, 10), f"“{shorten(result.query, 120)}”", fill="white", font=_font(24))
     draw.text((gap + 8, 43), shorten(result.text, 130), fill=(190, 197, 208), font=_font(18))
     for row, row_names in enumerate(rows):
         for column, name in enumerate(row_names):
