@@ -1,4 +1,4 @@
-"""Localisation accuracy and honesty of uncertainties: hand-computed cases, scipy, symmetries."""
+"""Localisation accuracy and honesty of uncertainties: hand-computed cases, symmetries."""
 
 from __future__ import annotations
 
@@ -6,29 +6,13 @@ import math
 
 import pytest
 import torch
-from scipy.spatial.transform import Rotation
 
 from vlm_occ.eval.localisation import (
     coverage,
     error_correlation,
     localisation_errors,
     localisation_score,
-    yaw_of_quaternion,
 )
-
-
-def test_yaw_is_the_z_of_scipys_rotation_vector() -> None:
-    generator = torch.Generator().manual_seed(0)
-    for quaternion in [
-        *torch.randn(50, 4, generator=generator).tolist(),
-        [0, 0, -0.99957, -0.0292],
-        [0, 0, 0, 1],
-    ]:
-        x, y, z, w = quaternion
-        expected = Rotation.from_quat(quaternion).as_rotvec()[2]
-        assert yaw_of_quaternion(x=x, y=y, z=z, w=w) == pytest.approx(expected, abs=1e-6)
-    with pytest.raises(ValueError, match="no rotation"):
-        yaw_of_quaternion(0, 0, 0, 0)
 
 
 def test_localisation_takes_the_best_of_three_for_position_and_yaw_each() -> None:

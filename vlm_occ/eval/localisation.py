@@ -36,20 +36,6 @@ class LocalisationScore:
         }
 
 
-def yaw_of_quaternion(x: float, y: float, z: float, w: float) -> float:
-    """The z component of a quaternion's rotation vector, radians in [-pi, pi] (SQA3D's yaw).
-
-    Arguments are given by name, because files differ in the order. The quaternion needn't be normalised.
-    """
-    vector = math.sqrt(x * x + y * y + z * z)
-    if vector == 0.0 and w == 0.0:
-        raise ValueError("the quaternion (0, 0, 0, 0) is no rotation; check the annotation file")
-    if vector == 0.0:
-        return 0.0
-    angle = 2 * math.atan2(vector, abs(w))  # in [0, pi]
-    return angle * z / vector * (1.0 if w >= 0 else -1.0)
-
-
 def localisation_errors(
     position: Tensor, yaw: Tensor, true_position: Tensor, true_yaw: Tensor
 ) -> tuple[Tensor, Tensor]:
