@@ -190,7 +190,7 @@ def test_a_damaged_sensor_is_one_line_and_leaves_nothing_behind(
     image.write_bytes(image.read_bytes()[:100])
     out = tmp_path / "out"
     message = error_of(["ground", str(keyframe_folder), "the car", "--json", "--out", str(out)], capsys)
-    assert "3.png is truncated or damaged" in message and not list(out.iterdir())
+    assert "3.png is truncated or damaged" in message and not out.exists()
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -53,7 +54,8 @@ def ground(arguments: argparse.Namespace) -> None:
         seconds = {"encode": round(encoded - start, 4), "query": round(time.perf_counter() - encoded, 4)}
     if arguments.out is not None:
         _write(result, scene, arguments.out)
-    print(json.dumps(as_record(result, seconds)) if arguments.json else as_text(result, seconds))
+    print(f"vlm-occ: encoded in {seconds['encode']} s, answered in {seconds['query']} s", file=sys.stderr)
+    print(json.dumps(as_record(result, seconds)) if arguments.json else as_text(result))
 
 
 def as_record(result: GroundingResult, seconds: dict[str, float]) -> dict[str, object]:
@@ -69,7 +71,7 @@ def as_record(result: GroundingResult, seconds: dict[str, float]) -> dict[str, o
     return {"query": result.query, "text": result.text, "objects": objects, "seconds": seconds}
 
 
-def as_text(result: GroundingResult, seconds: dict[str, float]) -> str:
+def as_text(result: GroundingResult) -> str:
     """An answer for people: the sentence, then one line an object."""
     lines = [result.text]
     for number, item in enumerate(result.objects, start=1):
@@ -77,7 +79,6 @@ def as_text(result: GroundingResult, seconds: dict[str, float]) -> str:
         size = f"{dx:.1f} x {dy:.1f} x {dz:.1f} m"
         place = f"at x {x:.1f} y {y:.1f} z {z:.1f} m, {size}, yaw {yaw:.2f} rad"
         lines.append(f"  {number}  score {item.score:.2f}  {place}, {int(item.occupancy.sum())} voxels")
-    lines.append(f"  encoded in {seconds['encode']:.2f} s, answered in {seconds['query']:.2f} s")
     return "\n".join(lines)
 
 
@@ -140,9 +141,7 @@ def answer_line(chat: Chat, line: str) -> str:
             x, y = place.position.tolist()
             return f"at x {x:.1f} m, y {y:.1f} m, facing {place.yaw:.2f} rad"
         case _:
-            start = time.perf_counter()
-            result = chat.ground(check_query(rest if word == "ground" and rest else line))
-            return as_text(result, {"encode": 0.0, "query": time.perf_counter() - start})
+            return as_text(chat.ground(check_query(rest if word == "ground" and rest else line)))
 
 
 def data(arguments: argparse.Namespace) -> None:
@@ -187,13 +186,10 @@ def _load_model(arguments: argparse.Namespace) -> VLMOcc:
 
 
 def _check_folder(folder: Path) -> None:
-    """Make an output folder, or ValueError where that can't be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"can't write into --out {folder} ({error.strerror}); choose another folder"
-        ) from error
+    """ValueError where an output folder can't be made or written; it is made with its first file."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(f"can't write into --out {folder}: {existing} is no writable folder; choose another")
 
 
 def one_line(text: str) -> str:
