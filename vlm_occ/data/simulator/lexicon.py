@@ -24,8 +24,8 @@ Table = dict[str, tuple[str, ...]]
 
 _SIDE = re.compile(r"\b(left|right)(?=most\b|wards?\b|hand\b|\b)", re.IGNORECASE)
 _IDIOM = re.compile(
-    r"(?<!the )(?<!our )(?<!your )(?<!my )(?<!to )(?<!from )(?<!turn )(?<!front )(?<!back )"
-    r"\bright (?:next|behind|there|here|away|now|in front|beside|before|after|at the)\b"
+    r"(?<!the )(?<!\ba )(?<!\bon )(?<!our )(?<!your )(?<!my )(?<!to )(?<!from )(?<!turn )(?<!front )(?<!back )"
+    r"\bright (?:next|behind|there|here|away|now|in front|beside|before|after)\b"
     r"|\ball right\b|\b(?:has|have|had) left\b|\bleft the\b",
     re.IGNORECASE,
 )
@@ -85,13 +85,13 @@ traffic cone: traffic cone | cone | road cone | safety cone | warning cone / pyl
 debris: piece of debris | pile of debris | piece of trash | pile of rubbish | bit of litter / jumble of junk
   | clump of scrap
 construction vehicle: construction vehicle | construction machine | building machine | work machine
-  / earthmover | site rig
-trailer: trailer | cargo trailer | tow trailer | truck trailer | freight trailer / drawbar rig | hauled deck
+  / earthmover | heavy rig
+trailer: trailer | cargo trailer | tow trailer | truck trailer | freight trailer / drawbar rig | hauled platform
 emergency vehicle: emergency vehicle | rescue vehicle | emergency car | blue-light vehicle / responder unit
   | siren unit
 bicycle rack: bicycle rack | bike rack | bike stand | rack for bikes | bicycle stand / docking frame
   | Sheffield hoop
-barrier: barrier | traffic barrier | road barrier | barricade | road block / hurdle | guard rail
+barrier: barrier | traffic barrier | road barrier | barricade | road block / hurdle | parapet
 motorcycle: motorcycle | motorbike | motor bike | motor cycle / moped | scooter
 bus: bus | city bus | passenger bus | public bus | line bus / coach | charabanc | shuttle
 sedan: sedan | saloon / notch-rear
@@ -104,7 +104,7 @@ box truck: box truck | moving truck / luton
 flatbed truck: flatbed truck | flatbed / dropside lorry
 tanker: tanker | tank truck | tanker truck / bowser
 tow truck: tow truck | breakdown truck / wrecker
-tractor unit: tractor unit | truck without a trailer / bobtail
+tractor unit: semi tractor | tractor | truck without a trailer / bobtail
 double-decker: double-decker | double-decker bus | two-storey bus / Routemaster
 articulated bus: articulated bus | bendy bus / accordion coach
 excavator: excavator | crawler excavator | hydraulic excavator | tracked excavator / digger | backhoe
@@ -130,7 +130,7 @@ pallet: pallet | loaded pallet | pallet of boxes / skid | stillage
 heap: pile of dirt | pile of soil | mound of dirt / hillock | spoil bank
 boards: pile of boards | stack of boards | pile of planks / bundle of lumber | bundle of timber
 bags: pile of bags | pile of trash bags | heap of bags / clump of sacks
-concrete barrier: concrete barrier | jersey barrier | concrete road barrier / K-rail
+concrete barrier: concrete barrier | jersey barrier | concrete road barrier / stone parapet
 plastic barrier: plastic barrier | water barrier | plastic road barrier / polymer hurdle
 fence: fence | construction fence | metal fence / lattice hurdle | hoarding
 delineator: delineator | marker post | delineator post / bollard | stake

@@ -108,7 +108,7 @@ any: stop next to {the} | park next to {the} | pull over beside {the} | pull up 
   and then pull over | slow down when you get to {the} | once you have passed {the}, take the next street |
   could you stop at {the}? I want to take a look | I have to get out, stop by {the} / come to rest adjacent
   to {the} | draw up by {the} | steer clear of {the} | beware of {the} | swing left upon clearing {the} |
-  swing right upon clearing {the} | set us down at {the} | skirt round {the} | avoid {the} | give ample room
+  swing right upon clearing {the} | set us down at {the} | skirt round {the} | avoid {the} | allow ample room
   to {the}
 vehicle: park behind {the} | pull up behind {the} | stop behind {the} | park in front of {the} | stay behind
   {the} | change lanes and get behind {the} | my friend is in {the}, stop next to it | there is a parking
