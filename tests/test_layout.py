@@ -44,7 +44,7 @@ def test_a_wall_ahead_gives_its_distance_and_the_bearing_of_each_token() -> None
     assert targets.valid.all()
     torch.testing.assert_close(position[..., 0], torch.full((4, 6), 5.0))
     for column in range(6):  # the pixel is one of the token's own eight columns
-        left, right = (5.0 * (23.5 - edge) / 40 for edge in (8 * column, 8 * column + 7))
+        left, right = (5.0 * (23.5 - edge) / 40 for edge in (8 * column, 8 * column + 8))
         assert ((position[:, column, 1] <= left + 1e-5) & (position[:, column, 1] >= right - 1e-5)).all()
 
 
@@ -64,7 +64,7 @@ def test_median_depth_equals_a_naive_loop_for_grids_that_do_not_divide_the_image
                     if v * 5 // 31 == row and u * 7 // 47 == column and depth[frame, v, u] > 0
                 ]
                 value, u, v = sorted(pixels)[(len(pixels) - 1) // 2]
-                expected = torch.tensor([(u - 23.5) / 40 * value, (v - 15.5) / 40 * value])
+                expected = torch.tensor([(u + 0.5 - 23.5) / 40 * value, (v + 0.5 - 15.5) / 40 * value])
                 torch.testing.assert_close(targets.position[frame, row * 7 + column], expected)
 
 
@@ -245,6 +245,7 @@ def test_two_real_views_of_one_point_get_the_same_target() -> None:
 
 def _world_points(depth: Tensor, intrinsics: Tensor, poses: Tensor) -> Tensor:
     v, u = torch.meshgrid(torch.arange(depth.shape[1]), torch.arange(depth.shape[2]), indexing="ij")
+    v, u = v + 0.5, u + 0.5
     rays = torch.stack(
         [(u - intrinsics[0, 2]) / intrinsics[0, 0], (v - intrinsics[1, 2]) / intrinsics[1, 1]], -1
     )

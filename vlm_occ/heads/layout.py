@@ -107,7 +107,7 @@ def layout_targets(
     valid = share >= max(min_valid, 1e-9)
     value = depth.flatten(1).gather(1, pixel)  # [F, h*w]
     value = torch.where(valid, value, torch.ones_like(value)).float()
-    u, v = (pixel % width).float(), torch.div(pixel, width, rounding_mode="floor").float()
+    u, v = pixel % width + 0.5, torch.div(pixel, width, rounding_mode="floor") + 0.5  # a pixel's middle
     rays = (
         torch.stack([u, v, torch.ones_like(u)], dim=-1) @ torch.linalg.inv(intrinsics.float()).mT
     )  # [F, h*w, 3]

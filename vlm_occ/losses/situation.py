@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vlm_occ.geometry import wrap_angle
+from vlm_occ.losses.occupancy import Term
 
 LAYOUT_WEIGHT = 0.05
 """Of the layout loss beside the language loss (FACTS 4, from summaries of the paper)."""
@@ -19,9 +20,7 @@ ORIENTATION_STD = math.radians(10.0)
 """Width of the orientation targets: one of 36 bins. Our choice; the paper's value is not known."""
 
 
-def gaussian_nll(
-    mean: Tensor, log_variance: Tensor, target: Tensor, valid: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def gaussian_nll(mean: Tensor, log_variance: Tensor, target: Tensor, valid: Tensor | None = None) -> Term:
     """Gaussian negative log-likelihood, without its constant: (sum, count) over positions.
 
     `mean`, `log_variance`, `target` [..., 2] (metres), `valid` bool [...]. A position's term is half of the
@@ -32,8 +31,8 @@ def gaussian_nll(
     if valid is None:
         valid = torch.ones(mean.shape[:-1], dtype=torch.bool, device=mean.device)
     error = torch.where(valid[..., None], target - mean, 0.0)
-    term = 0.5 * (error.square() * (-log_variance).exp() + log_variance).sum(-1)  # [...]
-    return torch.where(valid, term, 0.0).sum(), valid.sum()
+    value = 0.5 * (error.square() * (-log_variance).exp() + log_variance).sum(-1)  # [...]
+    return Term(torch.where(valid, value, 0.0).sum(), valid.sum().float())
 
 
 def orientation_targets(yaw: Tensor, bins: Tensor, *, std: float = ORIENTATION_STD) -> Tensor:
@@ -49,7 +48,7 @@ def orientation_kl(
     valid: Tensor | None = None,
     *,
     std: float = ORIENTATION_STD,
-) -> tuple[Tensor, Tensor]:
+) -> Term:
     """KL divergence of the predicted from the target orientations: (sum, count).
 
     `logits` [..., B] over bin centres `bins` [B], `yaw` [...] radians, `valid` bool [...].
@@ -59,4 +58,4 @@ def orientation_kl(
     yaw = torch.where(valid, yaw.float(), 0.0)
     target = orientation_targets(yaw, bins, std=std)
     divergence = (torch.special.xlogy(target, target) - target * logits.float().log_softmax(-1)).sum(-1)
-    return torch.where(valid, divergence, 0.0).sum(), valid.sum()
+    return Term(torch.where(valid, divergence, 0.0).sum(), valid.sum().float())
