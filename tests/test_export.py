@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vlm_occ.data.annotations import load_boxes
-from vlm_occ.data.export import ExportSettings, deal, export_scenes
+from vlm_occ.data.export import ExportSettings, Split, deal, export_scenes
 from vlm_occ.data.export_rows import lidar_records, sample_token, scene_name
 from vlm_occ.data.nuscenes import NuScenesTables, load_scene
 from vlm_occ.data.occ3d import labels_path, read_labels
@@ -32,10 +32,12 @@ from vlm_occ.types import (
 from vlm_occ.voxels import voxels_in_box
 
 SETTINGS = ExportSettings(num_frames=2, image_size=(32, 48))
+SEEDS: list[tuple[int, Split]] = [(i, "val" if i == 4 else "test" if i == 9 else "train") for i in range(10)]
 QUERIES = 5
+SPLITS_OF_TEN = [split for _, split in SEEDS]
 
 
-def fake_drive(seed: int, settings: ExportSettings) -> LabelledScene:
+def fake_drive(seed: int, split: Split, settings: ExportSettings) -> LabelledScene:
     """A drive without meaning but with everything in it: six objects, five sentences, a tilted vehicle."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -83,18 +85,18 @@ def fake_drive(seed: int, settings: ExportSettings) -> LabelledScene:
     return LabelledScene(Scene(rig, tuple(frames), grid, f"sim:{seed}"), labels, queries, situations)
 
 
-def fail_on_seed_2(seed: int, settings: ExportSettings) -> LabelledScene:
+def fail_on_seed_2(seed: int, split: Split, settings: ExportSettings) -> LabelledScene:
     if seed == 2:
         raise ValueError("killed")
-    return fake_drive(seed, settings)
+    return fake_drive(seed, split, settings)
 
 
-def must_not_run(seed: int, settings: ExportSettings) -> LabelledScene:
+def must_not_run(seed: int, split: Split, settings: ExportSettings) -> LabelledScene:
     raise AssertionError(f"seed {seed} was simulated again")
 
 
 def export(out: Path, count: int = 1, produce=fake_drive, **options) -> Path:
-    export_scenes(out, deal(count, 0), settings=SETTINGS, produce=produce, **options)
+    export_scenes(out, SEEDS[:count], settings=SETTINGS, produce=produce, **options)
     return out
 
 
@@ -109,7 +111,7 @@ def exported(tmp_path_factory) -> Path:
 
 
 def test_sensors_and_poses_read_back(exported):
-    truth = fake_drive(3, SETTINGS).scene
+    truth = fake_drive(3, "train", SETTINGS).scene
     scene = load_scene(exported, sample_token(3, 1), num_frames=4)
     assert len(scene.frames) == 2
     assert scene.rig.names == truth.rig.names
@@ -124,7 +126,7 @@ def test_sensors_and_poses_read_back(exported):
 
 
 def test_boxes_and_voxels_read_back(exported):
-    truth = fake_drive(3, SETTINGS).labels
+    truth = fake_drive(3, "train", SETTINGS).labels
     tables, sample = NuScenesTables(exported), sample_token(3, 1)
     found = load_boxes(tables, sample)
     torch.testing.assert_close(found.boxes, truth.boxes, atol=1e-4, rtol=0)
@@ -137,7 +139,7 @@ def test_boxes_and_voxels_read_back(exported):
 
 
 def test_commands_hold_only_single_targets_that_cam_front_sees(exported):
-    drive = fake_drive(3, SETTINGS)
+    drive = fake_drive(3, "train", SETTINGS)
     commands = [c for c in read_commands(exported / "commands" / "train_commands.json") if "ahead" in c.text]
     every = read_commands(exported / "commands" / "train_commands.json")
     assert {c.text for c in every} == {"the thing ahead", "drive to the thing ahead"}
@@ -162,7 +164,7 @@ def test_commands_hold_only_single_targets_that_cam_front_sees(exported):
 
 def test_queries_hold_every_sentence_with_its_boxes(exported):
     content = json.loads((exported / "commands" / "queries_val.json").read_text())
-    drive = fake_drive(deal(10, 0)[4][0], SETTINGS)
+    drive = fake_drive(4, "train", SETTINGS)
     assert len(content["queries"]) == QUERIES
     for row, query in zip(content["queries"], drive.queries, strict=True):
         assert (row["query"], row["unique"], row["lexicon"], row["kind"]) == (
@@ -195,7 +197,7 @@ def test_splits_never_share_a_seed_whatever_seeds_are_asked_for():
     for split in ("train", "val", "test"):
         others = {seed for seed, own in [*train, *val, *mixed] if own != split}
         assert not others & {seed for seed, own in [*train, *val, *mixed] if own == split}
-    assert deal(1, 7)[0] == (7, "train")  # the same scene as sim:7
+    assert [split for _, split in deal(20, 5)] == [*SPLITS_OF_TEN, *SPLITS_OF_TEN]
     with pytest.raises(ValueError, match="scenes = 0"):
         deal(0, 0)
 
@@ -231,7 +233,7 @@ def test_a_killed_export_continues_and_ends_as_if_it_had_not_been_killed(tmp_pat
     with pytest.raises(ValueError, match="killed"):
         export(tmp_path / "a", 3, produce=fail_on_seed_2, processes=1)
     assert len(list((tmp_path / "a" / ".scenes").iterdir())) == 2
-    report = export_scenes(tmp_path / "a", deal(3, 0), settings=SETTINGS, produce=fake_drive)
+    report = export_scenes(tmp_path / "a", SEEDS[:3], settings=SETTINGS, produce=fake_drive)
     assert (report.written, report.kept) == (1, 2)
     assert digests(tmp_path / "a") == digests(export(tmp_path / "b", 3))
 
@@ -241,12 +243,14 @@ def test_finished_scenes_are_kept_and_other_settings_write_them_anew(tmp_path):
     export(tmp_path, 2, produce=must_not_run)
     other = dataclasses.replace(SETTINGS, num_frames=1)
     with pytest.raises(AssertionError, match="seed 0"):
-        export_scenes(tmp_path, deal(2, 0), settings=other, produce=must_not_run)
+        export_scenes(tmp_path, SEEDS[:2], settings=other, produce=must_not_run)
 
 
 def test_two_splits_exported_into_one_folder_stand_beside_each_other(tmp_path):
     for split in ("train", "val"):
-        report = export_scenes(tmp_path, deal(1, 0, split), settings=SETTINGS, produce=fake_drive)
+        report = export_scenes(
+            tmp_path, [(7 if split == "train" else 8, split)], settings=SETTINGS, produce=fake_drive
+        )
     assert report.scenes == {"train": 1, "val": 1, "test": 0}
     assert len(NuScenesTables(tmp_path).table("scene")) == 2
 

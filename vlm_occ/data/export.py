@@ -13,7 +13,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -41,8 +41,13 @@ from vlm_occ.types import LabelledScene
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-SPLIT_SEED = {"train": 0, "val": 1 << 40, "test": 1 << 41}
-"""Added to the seeds of a split: no scene is ever in two splits, whatever the seeds of several runs."""
+Lexicon = Literal["train", "heldout"]
+LEXICONS: dict[Split, tuple[Lexicon, ...]] = {
+    "train": ("train",),
+    "val": ("train", "heldout"),
+    "test": ("train", "heldout"),
+}
+"""Whose words the sentences of a split use: held-out ones never in training."""
 
 _FOUR: tuple[Split, ...] = ("train",) * 4
 DEALT: tuple[Split, ...] = (*_FOUR, "val", *_FOUR, "test")
@@ -62,7 +67,8 @@ class ExportSettings:
 
     num_frames: int = 4
     image_size: tuple[int, int] = (256, 704)
-    num_queries: int = 10
+    num_queries: int = 10  # for each lexicon of the split
+    num_situations: int = 2  # likewise
     balanced: bool = False
 
 
@@ -77,24 +83,44 @@ class ExportReport:
     queries: dict[str, int]
 
 
-Producer = Callable[[int, ExportSettings], LabelledScene]
+Producer = Callable[[int, Split, ExportSettings], LabelledScene]
 
 
-def simulated(seed: int, settings: ExportSettings) -> LabelledScene:
-    """The drive of a seed, sentences of both lexicons."""
-    from vlm_occ.data.simulator.scene import simulate
+def simulated(seed: int, split: Split, settings: ExportSettings) -> LabelledScene:
+    """The drive of a seed with the sentences of a split."""
+    from vlm_occ.data.simulator.scene import simulate_details, with_sentences
 
-    return simulate(seed, **asdict(settings))
+    simulation = simulate_details(
+        seed, num_frames=settings.num_frames, image_size=settings.image_size, balanced=settings.balanced
+    )
+    told = [
+        with_sentences(
+            simulation,
+            seed=seed,
+            num_queries=settings.num_queries,
+            num_situations=settings.num_situations,
+            lexicon=lexicon,
+        )
+        for lexicon in LEXICONS[split]
+    ]
+    return replace(
+        told[0],
+        queries=tuple(query for item in told for query in item.queries),
+        situations=tuple(situation for item in told for situation in item.situations),
+    )
 
 
 def deal(scenes: int, seed: int, split: Split | None = None) -> list[tuple[int, Split]]:
-    """Seeds and splits of `scenes` scenes from `seed` on; without a split, 80/10/10 in each ten."""
+    """Seeds and splits of `scenes` scenes from `seed` on; without a split, 80/10/10 in each ten.
+
+    Each split has a range of seeds of its own: no scene is ever in two, whatever the seeds of several runs.
+    """
+    from vlm_occ.data.simulator.scene import split_seed
+
     if scenes < 1:
         raise ValueError(f"scenes = {scenes}, expected at least 1")
-    if not 0 <= seed < SPLIT_SEED["val"] - scenes:
-        raise ValueError(f"seed = {seed}, expected a whole number from 0 to {SPLIT_SEED['val'] - scenes - 1}")
     splits: list[Split] = [split or DEALT[i % len(DEALT)] for i in range(scenes)]
-    return [(SPLIT_SEED[own] + seed + i, own) for i, own in enumerate(splits)]
+    return [(split_seed(own, seed + i), own) for i, own in enumerate(splits)]
 
 
 def export_scenes(
@@ -108,8 +134,7 @@ def export_scenes(
     """Write drives below `out`, finished ones excepted, and the tables of all that are there.
 
     The same seeds and settings write the same bytes. `produce` runs in other processes, so it must be
-    importable.
-    Raises ValueError that names the file where the disk refuses; the next run continues.
+    importable. Raises ValueError that names the file where the disk refuses; the next run continues.
     """
     out, settings = Path(out), settings or ExportSettings()
     wanted = [item for item in seeds if not _finished(out, item, settings)]
@@ -173,8 +198,8 @@ def _finished(out: Path, item: tuple[int, Split], settings: ExportSettings) -> b
 
 def _write_scene(out: Path, settings: ExportSettings, produce: Producer, item: tuple[int, Split]) -> None:
     """Simulate and write one drive; its fragment comes last and says that it is whole."""
-    seed = item[0]
-    drive = produce(seed, settings)
+    seed, split = item
+    drive = produce(seed, split, settings)
     for i, frame in enumerate(drive.scene.frames):
         for channel, image in zip(drive.scene.rig.names, frame.images, strict=True):
             write_atomic(out / sensor_file(seed, i, channel), _encode_image(image))
