@@ -105,6 +105,11 @@ class Parts:
                 highs[axis] = max(highs[axis], part[1 + axis] + reach[axis])
         return (lows[0], lows[1], lows[2]), (highs[0], highs[1], highs[2])
 
+    def size(self) -> Point:
+        """Full sizes of the parts together, metres."""
+        low, high = self.extent()
+        return (high[0] - low[0], high[1] - low[1], high[2] - low[2])
+
     def centred(self) -> tuple[float, float]:
         """Move the footprint's middle to the origin, the feet to the ground; half length and width."""
         low, high = self.extent()

@@ -45,8 +45,8 @@ def arc(
 def overlap(a: Rectangle, b: Rectangle, margin: float) -> bool:
     """Whether two rectangles come closer than `margin` (separating axes; corners count as slightly wider)."""
     dx, dy = b[0] - a[0], b[1] - a[1]
-    reach = a[4] + a[5] + b[4] + b[5] + margin
-    if dx * dx + dy * dy > reach * reach:
+    reach = a[4] + a[5] + b[4] + b[5] + margin  # more than the two radii
+    if dx > reach or -dx > reach or dy > reach or -dy > reach:
         return False
     cos, sin = abs(a[2] * b[2] + a[3] * b[3]), abs(a[2] * b[3] - a[3] * b[2])
     if abs(dx * a[2] + dy * a[3]) > a[4] + b[4] * cos + b[5] * sin + margin:
@@ -59,29 +59,35 @@ def overlap(a: Rectangle, b: Rectangle, margin: float) -> bool:
 
 
 class Clearance:
-    """The footprints taken so far, at every frame's time."""
+    """The footprints taken so far: one rectangle for what stands still, one a time for what moves."""
 
     def __init__(self, num_frames: int) -> None:
         self.times = [-FRAME_SECONDS * i for i in range(num_frames)]
         self._taken: list[list[Rectangle]] = []
 
     def fits(self, rectangles: list[Rectangle], margin: float) -> bool:
-        """Whether rectangles, one a time, keep `margin` metres from everything taken."""
+        """Whether rectangles (one, or one a time) keep `margin` metres from everything taken."""
+        still = len(rectangles) == 1
         for taken in self._taken:
-            for mine, other in zip(rectangles, taken, strict=True):
-                if overlap(mine, other, margin):
+            if len(taken) == 1:
+                other = taken[0]
+                if any(overlap(mine, other, margin) for mine in rectangles):
                     return False
+            elif still:
+                mine = rectangles[0]
+                if any(overlap(mine, other, margin) for other in taken):
+                    return False
+            elif any(overlap(mine, other, margin) for mine, other in zip(rectangles, taken, strict=True)):
+                return False
         return True
 
     def take(self, rectangles: list[Rectangle]) -> None:
-        """Mark rectangles, one a time, as taken."""
+        """Mark rectangles (one, or one a time) as taken."""
         self._taken.append(rectangles)
 
     def footprints(self, item: Placed) -> list[Rectangle]:
-        """An object's footprints, one a time."""
-        if item.speed == 0.0:
-            return [item.rectangle(0.0)] * len(self.times)
-        return [item.rectangle(time) for time in self.times]
+        """An object's footprint, or one a time where it moves."""
+        return [item.rectangle(time) for time in (self.times if item.speed else (0.0,))]
 
     def has_room(self, item: Placed, margin: float, headway: float = 0.0) -> bool:
         """Whether an object keeps `margin` from everything taken, and `headway` before and behind it."""

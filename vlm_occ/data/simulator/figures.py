@@ -25,7 +25,7 @@ _HI_VIS = {"orange": 0.55, "yellow": 0.45}
 
 def pedestrian(draws: Draws, variant: str | None = None, *, walking: bool = False) -> Assembly:
     """A person (adult, child or worker) facing +x, standing or in mid-step."""
-    variant = variant or draws.weighted({"adult": 0.85, "child": 0.07, "worker": 0.08})
+    variant = variant or draws.weighted({"adult": 0.84, "child": 0.11, "worker": 0.05})
     worker = variant == "worker"
     colour, shirt = draws.body_colour(_HI_VIS if worker else CLOTHES)
     tall = draws.normal(1.2, 0.12) if variant == "child" else draws.normal(1.73, 0.085)
@@ -90,7 +90,7 @@ def rider(draws: Draws, it: Assembly, seat: Point, grip: Point, pedal: Point, wi
 _ANIMALS = {  # length of the trunk, height of the back, thickness, neck length, head length, colours
     "dog": (0.65, 0.55, 0.24, 0.16, 0.26, {"brown": 0.4, "black": 0.25, "white": 0.2, "grey": 0.15}),
     "deer": (1.25, 1.0, 0.4, 0.5, 0.32, {"brown": 1.0}),
-    "cow": (1.9, 1.35, 0.7, 0.4, 0.5, {"brown": 0.4, "black": 0.3, "white": 0.3}),
+    "cow": (1.5, 1.35, 0.68, 0.3, 0.45, {"brown": 0.4, "black": 0.3, "white": 0.3}),
 }
 
 

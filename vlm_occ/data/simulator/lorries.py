@@ -36,7 +36,7 @@ def lorry_cab(
         it.box(
             (front + 0.03, side * (width / 2 - 0.3), floor + 0.3), (0.06, 0.3, 0.18), LAMP, reflectance=0.7
         )
-        it.box((front - 0.05, side * (width / 2 + 0.12), sight), (0.1, 0.2, 0.5), DARK_METAL)
+        it.box((front - 0.05, side * (width / 2 + 0.03), sight), (0.1, 0.16, 0.5), DARK_METAL)
 
 
 TRUCK_VARIANTS = {"box truck": 0.5, "flatbed truck": 0.17, "tanker": 0.1, "tipper": 0.13, "tow truck": 0.1}
@@ -143,7 +143,7 @@ def _bed_load(
             it.rod((x0 + 0.3, y, floor + 0.2), (x1 - 0.4, y, floor + 0.2), 0.18, draws.shade(METAL))
 
 
-TRAILER_VARIANTS = {"semi-trailer": 0.55, "container trailer": 0.25, "car trailer": 0.2}
+TRAILER_VARIANTS = {"semi-trailer": 0.55, "container trailer": 0.33, "car trailer": 0.12}
 
 
 def trailer(draws: Draws, variant: str | None = None, *, coupled: bool = False) -> Assembly:

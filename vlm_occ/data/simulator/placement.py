@@ -163,7 +163,9 @@ class Crowd:
         yaw = heading + draws.sign() * math.pi / 2 + draws.normal(0, 0.03)
         return self.add(assembly, (x, y, yaw), motion="parked", place="terrain", margin=0.15)
 
-    def off_road(self, assembly: Assembly, *, spread: float = 8.0, turned: bool = False) -> bool:
+    def off_road(
+        self, assembly: Assembly, *, spread: float = 8.0, turned: bool = False, motion: Motion = "parked"
+    ) -> bool:
         """Leave something on the open ground beside a street."""
         draws, street = self.draws, self.draws.choice(self.roads.streets)
         side, half = draws.integer(0, 1), assembly.centred()
@@ -173,7 +175,7 @@ class Crowd:
         if self.roads.on_street(x, y, margin=max(half) + 0.5):
             return False
         yaw = draws.uniform(-math.pi, math.pi) if turned else heading + math.pi * draws.integer(0, 1)
-        return self.add(assembly, (x, y, yaw), motion="parked", place="terrain")
+        return self.add(assembly, (x, y, yaw), motion=motion, place="terrain")
 
     def pavement_pose(self, *, low: float, high: float) -> tuple[Pose, Place, int] | None:
         """A pose along a pavement, `low` to `high` of its width from the kerb, with its place and side."""

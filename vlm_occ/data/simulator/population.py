@@ -95,11 +95,11 @@ def _cone(crowd: Crowd, it: Assembly) -> bool:
 
 def _debris(crowd: Crowd, it: Assembly) -> bool:
     if crowd.draws.chance(0.4):
-        return _cone_spot(crowd, it)
+        return _on_road(crowd, it)
     return crowd.off_road(it, spread=4.0, turned=True)
 
 
-def _cone_spot(crowd: Crowd, it: Assembly) -> bool:
+def _on_road(crowd: Crowd, it: Assembly) -> bool:
     """In the gutter or in a lane."""
     draws, street = crowd.draws, crowd.roads.main
     offset = draws.uniform(street.kerb[0] + 0.8, street.kerb[1] - 0.8)
@@ -117,7 +117,7 @@ def _movable(crowd: Crowd, it: Assembly) -> bool:
 def _animal(crowd: Crowd, it: Assembly, *, walking: bool) -> bool:
     if it.variant == "dog":
         return crowd.on_pavement(it, walking=walking)
-    return crowd.off_road(it, spread=14.0, turned=True)
+    return crowd.off_road(it, spread=14.0, turned=True, motion="stopped")
 
 
 def _two_wheeler(crowd: Crowd, name: str) -> None:
@@ -150,7 +150,7 @@ def _trailers(crowd: Crowd, left: dict[str, int]) -> None:
                 if _coupled(crowd, puller, it, gap=0.12):
                     left["truck"] -= 1
                     break
-            elif left["car"] > 0 and draws.chance(0.3):
+            elif left["car"] > 0 and draws.chance(0.15):
                 if _coupled(crowd, vehicles.car(draws), lorries.trailer(draws, "car trailer"), gap=0.08):
                     left["car"] -= 1
                     break

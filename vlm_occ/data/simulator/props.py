@@ -14,7 +14,7 @@ def traffic_cone(draws: Draws, *, tall: bool | None = None) -> Assembly:
     colour, paint = draws.body_colour({"orange": 0.85, "red": 0.15})
     post = draws.chance(0.15) if tall is None else tall
     it = Assembly("traffic cone", "delineator" if post else "traffic cone", colour=colour)
-    height = draws.uniform(0.95, 1.15) if post else draws.weighted({0.5: 0.15, 0.75: 0.45, 0.95: 0.4})
+    height = draws.uniform(0.95, 1.15) if post else draws.weighted({0.7: 0.3, 0.95: 0.45, 1.1: 0.25})
     base = 0.4 if height > 0.6 else 0.3
     it.box((0, 0, 0.03), (base, base, 0.06), RUBBER if draws.chance(0.5) else paint)
     band: RGB = (0.92, 0.92, 0.9)

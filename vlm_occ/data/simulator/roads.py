@@ -14,7 +14,7 @@ from vlm_occ.types import OCC3D_CLASSES
 DRIVEABLE, OTHER_FLAT, SIDEWALK, TERRAIN = (
     OCC3D_CLASSES.index(name) for name in ("driveable_surface", "other_flat", "sidewalk", "terrain")
 )
-EXTENT, CELL = 64.0, 0.2
+EXTENT, CELL = 64.0, 0.16
 """Half the side and the cell of the ground's raster, metres."""
 
 
@@ -102,6 +102,12 @@ class RoadMap:
             low, high = street.kerb[0] - margin, street.kerb[1] + margin
             count += street.start < s < street.end and low < d < high
         return count
+
+    @property
+    def lot_tone(self) -> RGB:
+        """Albedo of the car park."""
+        r, g, b = self.asphalt
+        return (1.15 * r, 1.15 * g, 1.15 * b)
 
     @property
     def main(self) -> Street:

@@ -37,6 +37,23 @@ class Scenery:
             for side in (0, 1):
                 self._frontage(street, side)
 
+    def horizon(self) -> None:
+        """Close the view with distant blocks and woods beyond the raster of the ground."""
+        draws = self.draws
+        town = 0.6 if self.roads.urban else 0.15
+        for i in range(18):
+            angle, far = (i + draws.uniform(0.1, 0.9)) * 2 * math.pi / 18, draws.uniform(72, 110)
+            x, y, wide = far * math.cos(angle), far * math.sin(angle), draws.uniform(16, 34)
+            if draws.chance(town):
+                high = draws.uniform(6, 26)
+                wall = draws.shade(draws.choice(_WALLS))
+                self.manmade.box((x, y, high / 2), (draws.uniform(8, 16), wide, high), wall, yaw=angle)
+            else:
+                high = draws.uniform(6, 13)
+                self.vegetation.ellipsoid(
+                    (x, y, high * 0.3), (wide * 0.7, wide * 1.3, high), self._leaf(), yaw=angle
+                )
+
     def furnish(self) -> None:
         """Add lamps, street trees, signs and traffic lights to the pavements; call it after the sites."""
         for street in self.roads.streets:
@@ -47,7 +64,7 @@ class Scenery:
 
     def _frontage(self, street: Street, side: int) -> None:
         draws, outward = self.draws, 2 * side - 1
-        built = draws.chance(0.78 if self.roads.urban else 0.25)
+        built = draws.chance(0.88 if self.roads.urban else 0.25)
         setback = draws.uniform(0.4, 5.0) if self.roads.urban else draws.uniform(8.0, 20.0)
         along = max(-58.0, street.start)
         while along < min(58.0, street.end):
@@ -90,10 +107,9 @@ class Scenery:
         return self._take((x, y, cos, sin, half_x, half_y))
 
     def _take(self, rectangle: Rectangle, margin: float = 0.1) -> bool:
-        rectangles = [rectangle] * len(self.clearance.times)
-        if not self.clearance.fits(rectangles, margin):
+        if not self.clearance.fits([rectangle], margin):
             return False
-        self.clearance.take(rectangles)
+        self.clearance.take([rectangle])
         return True
 
     def _building(self, pose: tuple[float, float, float], length: float, depth: float, outward: int) -> None:

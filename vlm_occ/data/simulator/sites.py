@@ -75,7 +75,7 @@ def build_site(crowd: Crowd, left: dict[str, int]) -> None:
         left["traffic cone"] -= site.add(it, s, draws.normal(0.25, 0.08))
     for _ in range(min(left["debris"], 2)):
         left["debris"] -= _somewhere(draws, site, props.debris(draws))
-    for _ in range(min(left["pedestrian"], draws.integer(0, 3))):
+    for _ in range(min(left["pedestrian"] // 2, draws.integer(0, 3))):
         left["pedestrian"] -= _somewhere(draws, site, figures.pedestrian(draws, "worker"), motion="stopped")
     for _ in range(min(left["movable object"], draws.integer(0, 1))):
         left["movable object"] -= _somewhere(draws, site, props.movable_object(draws, "pallet"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,62 +21,77 @@ from vlm_occ.data.simulator.roads import (
     RoadMap,
     Street,
 )
+from vlm_occ.types import OCC3D_CLASSES
 
 _WHITE: RGB = (0.82, 0.82, 0.8)
 _YELLOW: RGB = (0.8, 0.64, 0.16)
 _KERB: RGB = (0.55, 0.55, 0.53)
 
 
-def draw_ground(
-    draws: Draws,
-    roads: RoadMap,
-    *,
-    world_yaw: float,
-    shift: tuple[float, float],
-    height: float,
-    slope: tuple[float, float],
-) -> Ground:
-    """The ground in the world frame, where the layout is turned by `world_yaw` and moved by `shift`."""
+@dataclass(frozen=True)
+class Placing:
+    """How the layout frame lies in the world: turned about z, moved, on a tilted plane."""
+
+    yaw: float
+    shift: tuple[float, float]
+    height: float  # of the plane at the world's origin, metres
+    slope: tuple[float, float]
+
+    def pose(self, x: float, y: float, yaw: float) -> tuple[float, float, float]:
+        """World x, y and yaw of a pose in the layout frame."""
+        cos, sin = math.cos(self.yaw), math.sin(self.yaw)
+        return self.shift[0] + cos * x - sin * y, self.shift[1] + sin * x + cos * y, yaw + self.yaw
+
+
+def draw_ground(draws: Draws, roads: RoadMap, placing: Placing) -> Ground:
+    """The ground in the world frame; its raster is centred on the layout's origin."""
     size = round(2 * EXTENT / CELL)
     axis = (torch.arange(size, dtype=torch.float32) + 0.5) * CELL - EXTENT
-    cos, sin = math.cos(world_yaw), math.sin(world_yaw)
+    cos, sin = math.cos(placing.yaw), math.sin(placing.yaw)
     x = cos * axis[:, None] + sin * axis[None, :]  # [X, Y] layout coordinates of the cells
     y = cos * axis[None, :] - sin * axis[:, None]
-    semantic = torch.full((size, size), TERRAIN, dtype=torch.uint8)
-    colour = _patches(draws, size, 32, 0.22)[..., None] * torch.tensor(roads.soil)  # [X, Y, 3]
     frames = [(street, *street.frenet(x, y)) for street in roads.streets]
-    _paint_lot(roads, frames[0][1], frames[0][2], semantic, colour)
-    asphalt = _patches(draws, size, 40, 0.14)[..., None] * torch.tensor(roads.asphalt)
-    paving = _patches(draws, size, 80, 0.1)[..., None] * torch.tensor(roads.paving)
-    on_road = torch.zeros_like(semantic, dtype=torch.bool)
-    for street, s, d in reversed(frames):
-        alive = (s > street.start) & (s < street.end)
-        for side in (0, 1):
-            if street.pavement[side] > 0:
-                edge = street.kerb[side] + (2 * side - 1) * street.pavement[side]
-                walk = (
-                    alive & ((d > edge) if side == 0 else (d < edge)) & ((d < 0) if side == 0 else (d >= 0))
-                )
-                semantic[walk] = SIDEWALK
-                colour[walk] = paving[walk]
-    for street, s, d in frames:
-        on_road |= (s > street.start) & (s < street.end) & (d > street.kerb[0]) & (d < street.kerb[1])
-    kerb = torch.zeros_like(on_road)
-    for street, s, d in frames:
-        rim = ((d - street.kerb[0]).abs() < 0.15) | ((d - street.kerb[1]).abs() < 0.15)
-        kerb |= rim & (s > street.start) & (s < street.end)
-    semantic[on_road] = DRIVEABLE
-    colour[on_road] = asphalt[on_road]
+    semantic = _surfaces(roads, frames)
+    palette = torch.zeros(len(OCC3D_CLASSES), 3)
+    tones = {
+        TERRAIN: roads.soil,
+        SIDEWALK: roads.paving,
+        OTHER_FLAT: roads.lot_tone,
+        DRIVEABLE: roads.asphalt,
+    }
+    for surface, tone in tones.items():
+        palette[surface] = torch.tensor(tone)
+    field = _patches(draws, size, 28, 0.13) * _patches(draws, size, 160, 0.09)  # [X, Y]
+    grain = torch.rand(size, size, generator=draws.generator)
+    colour = palette[semantic.long()] * (field * (0.94 + 0.12 * grain))[..., None]  # [X, Y, 3]
+    flat = colour.view(-1, 3)
     for index, (street, s, d) in enumerate(frames):
-        _paint_markings(draws, roads, street, s, d, colour, clear=_inside_other(frames, index))
-    for index in range(len(frames)):
-        kerb &= ~_inside_road(*frames[index])
-    if roads.urban:
-        colour[kerb] = torch.tensor(_KERB)
-    grain = torch.rand(size, size, generator=draws.generator) * 0.1 + 0.95
-    colour = (colour * grain[..., None]).clamp_(0, 1)
-    origin = (shift[0] - EXTENT, shift[1] - EXTENT)
-    return Ground(height=height, slope=slope, origin=origin, cell=CELL, semantic=semantic, colour=colour)
+        other = frames[1 - index] if len(frames) > 1 else None
+        rows = _cells(street, s, d, margin=0.3)
+        blocked = (
+            None if other is None else _near_road(other[0], other[1].view(-1)[rows], other[2].view(-1)[rows])
+        )
+        _paint_street(draws, roads, street, s.view(-1)[rows], d.view(-1)[rows], flat, rows, blocked)
+    _paint_lot(roads, frames[0][1], frames[0][2], flat)
+    origin = (placing.shift[0] - EXTENT, placing.shift[1] - EXTENT)
+    return Ground(placing.height, placing.slope, origin, CELL, semantic, colour.clamp_(0, 1))
+
+
+def _surfaces(roads: RoadMap, frames: list[tuple[Street, Tensor, Tensor]]) -> Tensor:
+    """OCC3D class of each cell, uint8 [X, Y]: roadway over pavement over car park over terrain."""
+    semantic = torch.full(frames[0][1].shape, TERRAIN, dtype=torch.uint8)
+    if roads.lot is not None:
+        _, s, d = frames[0]
+        s0, s1, d0, d1 = roads.lot
+        semantic.masked_fill_((s > s0) & (s < s1) & (d > d0) & (d < d1), OTHER_FLAT)
+    for street, s, d in frames:
+        if max(street.pavement) > 0:
+            walk = (d > street.edge(0)) & (d < street.edge(1)) & (s > street.start) & (s < street.end)
+            semantic.masked_fill_(walk, SIDEWALK)
+    for street, s, d in frames:
+        road = (d > street.kerb[0]) & (d < street.kerb[1]) & (s > street.start) & (s < street.end)
+        semantic.masked_fill_(road, DRIVEABLE)
+    return semantic
 
 
 def _patches(draws: Draws, size: int, coarse: int, spread: float) -> Tensor:
@@ -84,76 +100,93 @@ def _patches(draws: Draws, size: int, coarse: int, spread: float) -> Tensor:
     return interpolate(field, size=(size, size), mode="bilinear", align_corners=False)[0, 0]
 
 
-def _inside_road(street: Street, s: Tensor, d: Tensor) -> Tensor:
-    """Cells well inside a street's kerbs."""
-    return (s > street.start) & (s < street.end) & (d > street.kerb[0] + 0.2) & (d < street.kerb[1] - 0.2)
+def _cells(street: Street, s: Tensor, d: Tensor, *, margin: float) -> Tensor:
+    """Flat indices [R] of the cells on a street's roadway, widened by `margin`."""
+    low, high = street.kerb[0] - margin, street.kerb[1] + margin
+    return ((d > low) & (d < high) & (s > street.start) & (s < street.end)).view(-1).nonzero()[:, 0]
 
 
-def _inside_other(frames: list[tuple[Street, Tensor, Tensor]], index: int) -> Tensor | None:
-    """Cells of the other streets' roadway, widened by the stop line's distance."""
-    if len(frames) < 2:
-        return None
-    street, s, d = frames[1 - index]
-    return (
-        (s > street.start - 2)
-        & (s < street.end + 2)
-        & (d > street.kerb[0] - 1.5)
-        & (d < street.kerb[1] + 1.5)
-    )
+def _near_road(street: Street, s: Tensor, d: Tensor) -> Tensor:
+    """Cells within 1.5 m of another street's roadway, where no line is painted; bool [R]."""
+    low, high = street.kerb[0] - 1.5, street.kerb[1] + 1.5
+    return (s > street.start - 2) & (s < street.end + 2) & (d > low) & (d < high)
 
 
-def _paint_markings(
+def _stripe(offset: Tensor, half_width: float) -> Tensor:
+    """How much of each cell a stripe covers, in [0, 1], by the distance to its middle."""
+    return ((half_width - offset.abs()) / CELL + 0.5).clamp_(0, 1)
+
+
+def _blend(flat: Tensor, rows: Tensor, cover: Tensor, tone: RGB) -> None:
+    """Mix a tone into the colours [X*Y, 3] of some cells."""
+    some = cover > 0
+    rows, cover = rows[some], cover[some][:, None]
+    flat[rows] = flat[rows] * (1 - cover) + cover * torch.tensor(tone)
+
+
+def _paint_street(
     draws: Draws,
     roads: RoadMap,
     street: Street,
     s: Tensor,
     d: Tensor,
-    colour: Tensor,
-    *,
-    clear: Tensor | None,
+    flat: Tensor,
+    rows: Tensor,
+    blocked: Tensor | None,
 ) -> None:
-    """Paint lane lines, edge lines, parking bays, zebra crossings and stop lines of one street."""
-    road = (s > street.start) & (s < street.end) & (d > street.kerb[0]) & (d < street.kerb[1])
-    if clear is not None:
-        road &= ~clear
+    """Paint kerbs, lane lines, edge lines, parking bays, zebra crossings and stop lines of one street."""
+    free = torch.ones_like(d) if blocked is None else (~blocked).float()
+    if roads.urban:
+        kerb = torch.maximum(_stripe(d - street.kerb[0], 0.13), _stripe(d - street.kerb[1], 0.13))
+        _blend(flat, rows, kerb * free, _KERB)
     wear = draws.uniform(0.55, 1.0)
-    borders = sorted(
-        {round(lane.offset + e * street.lane_width / 2, 3) for lane in street.lanes for e in (-1, 1)}
-    )
-    dashes = torch.remainder(s, draws.uniform(4.5, 9.0)) < draws.uniform(1.8, 3.0)
-    line = torch.zeros_like(road)
-    middle = torch.zeros_like(road)
-    for border in borders:
-        near = (d - border).abs() < 0.09
-        if street.divided and abs(border) < 1.1:
-            middle |= near & dashes if draws.chance(0.4) else near
-        elif border in (borders[0], borders[-1]):
-            line |= near if draws.chance(0.6) else near & dashes
-        else:
-            line |= near & dashes
-    for side in (0, 1):
-        if street.parking[side]:
-            inner = street.kerb[side] + (2.3 if side == 0 else -2.3)
-            bay = ((d < inner) if side == 0 else (d > inner)) & (torch.remainder(s, 6.0) < 0.15)
-            line |= bay
+    line, middle = _lines(draws, street, s, d)
+    line = torch.maximum(line, _bays(street, s, d))
     if street is roads.main:
+        road = ((d > street.kerb[0] + 0.2) & (d < street.kerb[1] - 0.2)).float()
         for place in roads.crossing:
-            zebra = ((s - place).abs() < 1.6) & (torch.remainder(d, 1.0) < 0.5)
-            line = (line & ((s - place).abs() > 2.0)) | zebra
-            middle &= (s - place).abs() > 2.0
-    paint = road & line
-    colour[paint] = colour[paint] * (1 - wear) + wear * torch.tensor(_WHITE)
-    paint = road & middle
-    colour[paint] = colour[paint] * (1 - wear) + wear * torch.tensor(_YELLOW if draws.chance(0.5) else _WHITE)
+            away = ((s - place).abs() > 2.2).float()
+            zebra = _stripe(torch.remainder(d, 1.0) - 0.5, 0.25) * ((s - place).abs() < 1.6).float() * road
+            line, middle = torch.maximum(line * away, zebra), middle * away
+    _blend(flat, rows, line * wear * free, _WHITE)
+    _blend(flat, rows, middle * wear * free, _YELLOW if draws.chance(0.4) else _WHITE)
 
 
-def _paint_lot(roads: RoadMap, s: Tensor, d: Tensor, semantic: Tensor, colour: Tensor) -> None:
-    """Paint the car park: other flat ground with bay lines 2.6 m apart along both long sides."""
+def _lines(draws: Draws, street: Street, s: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """Cover of the lane and edge lines, and of the line between the directions."""
+    half = street.lane_width / 2
+    borders = sorted({round(lane.offset + e * half, 3) for lane in street.lanes for e in (-1, 1)})
+    dashes = (torch.remainder(s, draws.uniform(4.5, 9.0)) < draws.uniform(1.8, 3.0)).float()
+    line, middle = torch.zeros_like(d), torch.zeros_like(d)
+    solid_edge, solid_middle = draws.chance(0.6), draws.chance(0.6)
+    for border in borders:
+        stripe = _stripe(d - border, 0.07)
+        if street.divided and abs(border) < 1.1:
+            middle = torch.maximum(middle, stripe if solid_middle else stripe * dashes)
+        elif border in (borders[0], borders[-1]):
+            line = torch.maximum(line, stripe if solid_edge else stripe * dashes)
+        else:
+            line = torch.maximum(line, stripe * dashes)
+    return line, middle
+
+
+def _bays(street: Street, s: Tensor, d: Tensor) -> Tensor:
+    """Cover of the lines between the parking spaces along the kerbs, 6 m apart."""
+    ticks = _stripe(torch.remainder(s + 3.0, 6.0) - 3.0, 0.06)
+    beside = torch.zeros_like(d)
+    if street.parking[0]:
+        beside += (d < street.kerb[0] + 2.3).float()
+    if street.parking[1]:
+        beside += (d > street.kerb[1] - 2.3).float()
+    return ticks * beside
+
+
+def _paint_lot(roads: RoadMap, s: Tensor, d: Tensor, flat: Tensor) -> None:
+    """Paint the car park's bay lines, 2.6 m apart along both long sides."""
     if roads.lot is None:
         return
     s0, s1, d0, d1 = roads.lot
-    inside = (s > s0) & (s < s1) & (d > d0) & (d < d1)
-    semantic[inside] = OTHER_FLAT
-    colour[inside] = torch.tensor(roads.asphalt) * 1.15
-    bays = inside & (torch.remainder(s - s0, 2.6) < 0.15) & (((d - d0) < 5.0) | ((d1 - d) < 5.0))
-    colour[bays] = torch.tensor(_WHITE)
+    bays = ((s > s0) & (s < s1) & (((d > d0) & (d < d0 + 5.0)) | ((d > d1 - 5.0) & (d < d1)))).view(-1)
+    rows = bays.nonzero()[:, 0]
+    ticks = _stripe(torch.remainder(s.view(-1)[rows] - s0 + 1.3, 2.6) - 1.3, 0.06)
+    _blend(flat, rows, ticks, _WHITE)

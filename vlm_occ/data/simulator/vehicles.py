@@ -86,7 +86,7 @@ def car(draws: Draws, variant: str | None = None, *, paint: tuple[int, RGB] | No
     wheels(it, (front - 0.18 * length, rear + 0.19 * length), half + 0.02, radius, 0.22, steer=steer)
     if draws.chance(0.7):
         for side in (-1, 1):
-            it.box((screen - 0.1, side * (half + 0.07), belt + 0.03), (0.12, 0.16, 0.13), body_paint)
+            it.box((screen - 0.1, side * half, belt + 0.03), (0.12, 0.14, 0.13), body_paint)
     return it
 
 

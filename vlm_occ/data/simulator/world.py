@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from vlm_occ.data.simulator.appearance import Appearance, draw_appearance
 from vlm_occ.data.simulator.assemblies import SEMANTIC_OF_LABEL, Part, tight_boxes, to_solids
-from vlm_occ.data.simulator.census import draw_counts
+from vlm_occ.data.simulator.census import ObjectSize, draw_counts, size_of
 from vlm_occ.data.simulator.clearance import FRAME_SECONDS, Clearance, Placed, arc
 from vlm_occ.data.simulator.draws import Draws
 from vlm_occ.data.simulator.objects import Ground, Motion, Place, Solids
@@ -20,28 +19,16 @@ from vlm_occ.data.simulator.population import populate
 from vlm_occ.data.simulator.roads import Lane, RoadMap, draw_road_map
 from vlm_occ.data.simulator.scenery import Scenery
 from vlm_occ.data.simulator.sites import build_site
-from vlm_occ.data.simulator.surface import draw_ground
+from vlm_occ.data.simulator.surface import Placing, draw_ground
 from vlm_occ.geometry import rigid, rotation_z
 from vlm_occ.types import OCC3D_CLASSES
+
+_SAFE_FRAMES = 4
+"""Objects keep clear of one another over so many frames, so that drives up to that length share one world."""
 
 MANMADE, VEGETATION = OCC3D_CLASSES.index("manmade"), OCC3D_CLASSES.index("vegetation")
 EGO_FRONT, EGO_REAR, EGO_HALF_WIDTH = 3.0, 1.1, 0.95
 """The ego vehicle around its origin (the middle of the rear axle, on the ground), metres."""
-
-ObjectSize = Literal["small", "medium", "large"]
-
-
-@dataclass(frozen=True)
-class Appearance:
-    """Light and air, for the sensors."""
-
-    sun_direction: Tensor  # float32 [3], unit, from the scene to the sun (world)
-    sun_strength: float
-    ambient: float
-    exposure: float
-    haze: float  # extinction per metre
-    sky_colour: Tensor  # float32 [3]
-    colour_cast: Tensor  # float32 [3], factor on the image
 
 
 @dataclass(frozen=True)
@@ -102,6 +89,8 @@ class World(Appearance):
 def build_world(seed: int, *, balanced: bool = False, num_frames: int = 1) -> World:
     """The world of a seed; `balanced` makes every class about equally frequent over seeds.
 
+    The reference moment does not depend on `num_frames` up to 4.
+
     Errors: ValueError where `num_frames` is below 1.
     """
     if num_frames < 1:
@@ -109,7 +98,7 @@ def build_world(seed: int, *, balanced: bool = False, num_frames: int = 1) -> Wo
     draws = Draws(seed)
     roads = draw_road_map(draws)
     lane, (x, y, yaw), speed, rate = _draw_ego(draws, roads)
-    clearance = Clearance(num_frames)
+    clearance = Clearance(max(num_frames, _SAFE_FRAMES))
     middle, half = (EGO_FRONT - EGO_REAR) / 2, (EGO_FRONT + EGO_REAR) / 2
     past = [arc(x, y, yaw, speed, rate, time) for time in clearance.times]
     body = [
@@ -124,8 +113,9 @@ def build_world(seed: int, *, balanced: bool = False, num_frames: int = 1) -> Wo
         build_site(crowd, counts)
     scenery.build()
     scenery.furnish()
+    scenery.horizon()
     populate(crowd, counts)
-    return _to_world(draws, seed, roads, crowd.objects, scenery, past[::-1])
+    return _to_world(draws, seed, roads, crowd.objects, scenery, past[num_frames - 1 :: -1])
 
 
 def _draw_ego(draws: Draws, roads: RoadMap) -> tuple[Lane, tuple[float, float, float], float, float]:
@@ -166,21 +156,16 @@ def _to_world(
     ego: list[tuple[float, float, float]],
 ) -> World:
     """Turn and move the layout into the world frame and make tensors of it."""
-    world_yaw = draws.uniform(-math.pi, math.pi)
     shift = (draws.uniform(-500, 500), draws.uniform(-500, 500))
     slope = (draws.normal(0, 0.008), draws.normal(0, 0.008))
     height = draws.uniform(-3, 3) - slope[0] * shift[0] - slope[1] * shift[1]
-    ground = draw_ground(draws, roads, world_yaw=world_yaw, shift=shift, height=height, slope=slope)
-    cos, sin = math.cos(world_yaw), math.sin(world_yaw)
-
-    def moved(x: float, y: float, yaw: float) -> tuple[float, float, float]:
-        return shift[0] + cos * x - sin * y, shift[1] + sin * x + cos * y, yaw + world_yaw
-
+    placing = Placing(draws.uniform(-math.pi, math.pi), shift, height, slope)
+    ground = draw_ground(draws, roads, placing)
     plane = _tilt(slope)
     tracks = torch.tensor(
-        [(*moved(o.x, o.y, o.yaw), o.speed, o.yaw_rate) for o in placed], dtype=torch.float64
+        [(*placing.pose(o.x, o.y, o.yaw), o.speed, o.yaw_rate) for o in placed], dtype=torch.float64
     ).reshape(-1, 5)
-    route = torch.tensor([moved(*pose) for pose in ego], dtype=torch.float64)  # [T, 3]
+    route = torch.tensor([placing.pose(*pose) for pose in ego], dtype=torch.float64)  # [T, 3]
     z = height + slope[0] * route[:, 0] + slope[1] * route[:, 1]
     ego_poses = rigid(plane @ rotation_z(route[:, 2]), torch.stack([route[:, 0], route[:, 1], z], dim=-1))
     parts: list[Part] = [part for o in placed for part in o.assembly.parts]
@@ -190,39 +175,35 @@ def _to_world(
     return World(
         seed=seed,
         ground=ground,
-        **vars(_draw_appearance(draws)),
+        **vars(draw_appearance(draws)),
         ego_poses=ego_poses,
         timestamps=(torch.arange(len(ego), dtype=torch.float64) - (len(ego) - 1)) * FRAME_SECONDS,
         labels=torch.tensor([o.assembly.label for o in placed], dtype=torch.long),
         variants=tuple(o.assembly.variant for o in placed),
         colours=torch.tensor([o.assembly.colour for o in placed], dtype=torch.long),
-        sizes=tuple("medium" for _ in placed),
+        sizes=tuple(size_of(o.assembly.label, o.assembly.size()) for o in placed),
         velocities=(heading * tracks[:, 3:4]).float(),
         motions=tuple(o.motion for o in placed),
         places=tuple(o.place for o in placed),
         calibration_seed=draws.integer(0, 2**30),
         ego_height_jitter=draws.normal(0.0, 0.04),
         parts=to_solids(parts, semantic=semantic, instance=instance),
-        background=_background(scenery, moved, height, slope, plane),
+        background=_background(scenery, placing, plane),
         tracks=tracks,
         plane=plane,
     )
 
 
-def _background(
-    scenery: Scenery,
-    moved: Callable[[float, float, float], tuple[float, float, float]],
-    height: float,
-    slope: tuple[float, float],
-    plane: Tensor,
-) -> Solids:
-    """The background's solids in the world frame; their feet stand on the ground, they themselves upright."""
-    x, y, yaw = moved(0.0, 0.0, 0.0)
+def _background(scenery: Scenery, placing: Placing, plane: Tensor) -> Solids:
+    """The background's solids in the world frame, tilted with the ground as the objects are."""
+    x, y, yaw = placing.pose(0.0, 0.0, 0.0)
     parts = scenery.manmade.parts + scenery.vegetation.parts
     semantic = [MANMADE] * len(scenery.manmade.parts) + [VEGETATION] * len(scenery.vegetation.parts)
     local = to_solids(parts, semantic=semantic, instance=[-1] * len(parts))
     turn = plane @ rotation_z(torch.tensor(yaw, dtype=torch.float64))
-    origin = torch.tensor([x, y, height + slope[0] * x + slope[1] * y], dtype=torch.float64)
+    origin = torch.tensor(
+        [x, y, placing.height + placing.slope[0] * x + placing.slope[1] * y], dtype=torch.float64
+    )
     centre = local.centre.double() @ turn.T + origin
     return replace(local, centre=centre.float(), rotation=turn.float() @ local.rotation)
 
@@ -234,26 +215,3 @@ def _tilt(slope: tuple[float, float]) -> Tensor:
     k = 1 / (1 + c)
     rows = [[1 - k * a * a, -k * a * b, a], [-k * a * b, 1 - k * b * b, b], [-a, -b, c]]
     return torch.tensor(rows, dtype=torch.float64)
-
-
-def _draw_appearance(draws: Draws) -> Appearance:
-    """A time of day and a sky."""
-    high, around = math.radians(draws.uniform(15, 75)), draws.uniform(-math.pi, math.pi)
-    sun = [math.cos(high) * math.cos(around), math.cos(high) * math.sin(around), math.sin(high)]
-    overcast = draws.chance(0.35)
-    strength = draws.uniform(0.05, 0.25) if overcast else draws.uniform(0.5, 0.9)
-    sky = (
-        (0.75, 0.77, 0.79)
-        if overcast
-        else (draws.uniform(0.42, 0.6), draws.uniform(0.6, 0.75), draws.uniform(0.82, 0.95))
-    )
-    warm = draws.normal(0, 0.05)
-    return Appearance(
-        sun_direction=torch.tensor(sun),
-        sun_strength=strength,
-        ambient=draws.uniform(0.6, 0.75) if overcast else draws.uniform(0.35, 0.5),
-        exposure=draws.uniform(0.8, 1.25),
-        haze=draws.uniform(0.0005, 0.008),
-        sky_colour=torch.tensor(draws.shade(sky, 0.06)),
-        colour_cast=torch.tensor([1 + warm, 1 + draws.normal(0, 0.015), 1 - warm]),
-    )
