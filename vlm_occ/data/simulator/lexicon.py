@@ -24,7 +24,8 @@ Table = dict[str, tuple[str, ...]]
 
 _SIDE = re.compile(r"\b(left|right)(?=most\b|wards?\b|hand\b|\b)", re.IGNORECASE)
 _IDIOM = re.compile(
-    r"(?<!the )(?<!\ba )(?<!\bon )(?<!our )(?<!your )(?<!my )(?<!to )(?<!from )(?<!turn )(?<!front )(?<!back )"
+    r"(?<!the )(?<!\ba )(?<!\bon )(?<!our )(?<!your )(?<!my )(?<!to )(?<!from )(?<!turn )"
+    r"(?<!front )(?<!back )"
     r"\bright (?:next|behind|there|here|away|now|in front|beside|before|after)\b"
     r"|\ball right\b|\b(?:has|have|had) left\b|\bleft the\b",
     re.IGNORECASE,
@@ -86,7 +87,8 @@ debris: piece of debris | pile of debris | piece of trash | pile of rubbish | bi
   | clump of scrap
 construction vehicle: construction vehicle | construction machine | building machine | work machine
   / earthmover | heavy rig
-trailer: trailer | cargo trailer | tow trailer | truck trailer | freight trailer / drawbar rig | hauled platform
+trailer: trailer | cargo trailer | tow trailer | truck trailer | freight trailer / drawbar rig
+  | hauled platform
 emergency vehicle: emergency vehicle | rescue vehicle | emergency car | blue-light vehicle / responder unit
   | siren unit
 bicycle rack: bicycle rack | bike rack | bike stand | rack for bikes | bicycle stand / docking frame
@@ -124,7 +126,7 @@ deer: deer | roe deer / stag | doe
 cow: cow | head of cattle / bovine | heifer
 bin: bin | trash can | garbage bin | wheelie bin | rubbish bin / refuse container
 pushchair: pushchair | stroller | baby carriage | buggy / pram | perambulator
-trolley: trolley | cart | hand cart | shopping trolley / basket-carrier | dolly
+trolley: trolley | cart | hand cart | shopping trolley / dolly | gurney
 skip: skip | dumpster / hopper
 pallet: pallet | loaded pallet | pallet of boxes / skid | stillage
 heap: pile of dirt | pile of soil | mound of dirt / hillock | spoil bank
