@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vlm_occ.config import LoraSettings
 from vlm_occ.language.backbones import Backbone, load_backbone
-from vlm_occ.language.prefixes import Prefix
+from vlm_occ.language.prefixes import Prefix, PrefixState
 from vlm_occ.language.tokens import GROUND, ORIENTATION, POSITION
 
 SAVERS = {"llava_onevision": save_tiny_llava, "qwen2_5_vl": save_tiny_qwen}
@@ -126,13 +126,17 @@ def test_eager_attention_gives_the_states_of_sdpa(backbone: Backbone) -> None:
 def test_the_cache_is_as_before_after_queries_and_generation(backbone: Backbone) -> None:
     prefix, features = scene(backbone)
     state = backbone.encode_prefix(prefix, features)
-    before = [(layer.keys.clone(), layer.values.clone()) for layer in state.cache.layers]
+    before = [tensor.clone() for tensor in tensors_of(state)]
     first = backbone.forward_queries(state, queries(backbone))
     backbone.generate(state, queries(backbone)[0], max_new_tokens=4)
-    for layer, (keys, values) in zip(state.cache.layers, before, strict=True):
-        assert torch.equal(layer.keys, keys) and torch.equal(layer.values, values)
+    assert all(torch.equal(one, two) for one, two in zip(tensors_of(state), before, strict=True))
     for one, two in zip(first, backbone.forward_queries(state, queries(backbone)), strict=True):
         assert torch.equal(one, two)
+
+
+def tensors_of(state: PrefixState) -> list[Tensor]:
+    """Keys and values of all layers of a cache."""
+    return [getattr(layer, name) for layer in state.cache.layers for name in ("keys", "values")]
 
 
 def test_queries_do_not_see_one_another(backbone: Backbone) -> None:
@@ -287,7 +291,7 @@ def test_a_query_is_a_turn_of_the_chat_template(backbone: Backbone) -> None:
 
 def test_situation_tokens_stand_between_situation_and_question(backbone: Backbone) -> None:
     ids, position, orientation = backbone.situation_ids("I wait", "What is left?")
-    assert backbone.tokenizer.decode(ids).startswith(f"I wait{POSITION}{ORIENTATION}What is left?")
+    assert str(backbone.tokenizer.decode(ids)).startswith(f"I wait{POSITION}{ORIENTATION}What is left?")
     assert ids[position] == backbone.token_ids.position and ids[orientation] == backbone.token_ids.orientation
 
 

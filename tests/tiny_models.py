@@ -53,6 +53,11 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
+def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    """The id of one token."""
+    return int(tokenizer.get_vocab()[token])
+
+
 def save_tiny_llava(folder: Path, *, seed: int = 0) -> Path:
     """A LLaVA-OneVision with a SigLIP tower of 4 x 4 patches (4 tokens a frame) and a two-layer Qwen2."""
     from transformers import (
@@ -83,8 +88,8 @@ def save_tiny_llava(folder: Path, *, seed: int = 0) -> Path:
         vision_use_head=False,
     )
     config = LlavaOnevisionConfig(text_config=text, vision_config=vision, tie_word_embeddings=True)
-    config.video_token_id = config.video_token_index = tokenizer.convert_tokens_to_ids("<|video_pad|>")
-    config.image_token_id = config.image_token_index = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    config.video_token_id = token_id(tokenizer, "<|video_pad|>")
+    config.image_token_id = token_id(tokenizer, "<|image_pad|>")
     torch.manual_seed(seed)
     return _saved(LlavaOnevisionForConditionalGeneration(config), tokenizer, folder)
 
@@ -94,7 +99,6 @@ def save_tiny_qwen(folder: Path, *, seed: int = 0) -> Path:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     tokenizer = tiny_tokenizer()
-    ids = tokenizer.convert_tokens_to_ids
     text = {
         "vocab_size": len(tokenizer) + SPARE_ROWS,
         "hidden_size": WIDTH,
@@ -120,10 +124,10 @@ def save_tiny_qwen(folder: Path, *, seed: int = 0) -> Path:
     config = Qwen2_5_VLConfig(
         text_config=text,
         vision_config=vision,
-        image_token_id=ids("<|image_pad|>"),
-        video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|vision_start|>"),
-        vision_end_token_id=ids("<|vision_end|>"),
+        image_token_id=token_id(tokenizer, "<|image_pad|>"),
+        video_token_id=token_id(tokenizer, "<|video_pad|>"),
+        vision_start_token_id=token_id(tokenizer, "<|vision_start|>"),
+        vision_end_token_id=token_id(tokenizer, "<|vision_end|>"),
         tie_word_embeddings=False,
     )
     torch.manual_seed(seed)

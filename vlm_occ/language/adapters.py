@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -48,21 +49,23 @@ def weight_of(layer: nn.Module | None) -> Tensor:
 
 def add_adapter(model: PreTrainedModel, tokens: Sequence[int], lora: LoraSettings | None) -> None:
     """Freeze `model` and put LoRA (if any) and trainable rows for `tokens` into it, in place."""
-    from peft import LoraConfig, TrainableTokensConfig, get_peft_model
+    from peft import LoraConfig, PeftConfig, TrainableTokensConfig, get_peft_model
 
     model.requires_grad_(False)
     rows = sorted(tokens)
-    if lora is None:
-        get_peft_model(model, TrainableTokensConfig(token_indices=rows, target_modules=["embed_tokens"]))
-        return
-    settings = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=LORA_TARGETS,
-        trainable_token_indices=rows,
-    )
-    get_peft_model(model, settings)
+    settings: PeftConfig = TrainableTokensConfig(token_indices=rows, target_modules=["embed_tokens"])
+    if lora is not None:
+        settings = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=LORA_TARGETS,
+            trainable_token_indices=rows,
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`")  # peft's use of transformers
+        warnings.filterwarnings("ignore", ".*tie_word_embeddings")  # the base is never saved with the adapter
+        get_peft_model(model, settings)
 
 
 def merge_adapter(model: nn.Module) -> None:

