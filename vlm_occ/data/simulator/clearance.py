@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from vlm_occ.data.simulator.assemblies import Assembly
-from vlm_occ.data.simulator.objects import Motion, Place
+from vlm_occ.data.simulator.objects import Motion
 
 FRAME_SECONDS = 0.5
 Rectangle = tuple[float, float, float, float, float, float]
@@ -25,7 +25,6 @@ class Placed:
     speed: float
     yaw_rate: float
     motion: Motion
-    place: Place
 
     def rectangle(self, time: float) -> Rectangle:
         """Its footprint `time` seconds after the reference."""

@@ -82,7 +82,7 @@ def motorcycle(draws: Draws, *, ridden: bool = False) -> Assembly:
 def bicycle_rack(draws: Draws) -> Assembly:
     """A row of hoops with some bicycles in it; the row runs along x."""
     it = Assembly("bicycle rack", "bicycle rack", colour=-1)
-    count, gap = draws.integer(4, 9), draws.uniform(0.75, 0.95)
+    count, gap = draws.integer(5, 11), draws.uniform(0.75, 0.95)
     steel = draws.shade(METAL)
     full = draws.uniform(0.3, 0.8)
     for i in range(count):

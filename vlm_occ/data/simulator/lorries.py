@@ -244,7 +244,7 @@ def _coach(
 
 def emergency(draws: Draws, variant: str | None = None) -> Assembly:
     """A police car, an ambulance or a fire engine with its light bar."""
-    variant = variant or draws.weighted({"police car": 0.5, "ambulance": 0.3, "fire engine": 0.2})
+    variant = variant or draws.weighted({"police car": 0.62, "ambulance": 0.24, "fire engine": 0.14})
     if variant == "police car":
         name = draws.weighted({"white": 0.6, "black": 0.2, "blue": 0.2})
         it = car(draws, draws.choice(("sedan", "suv")), paint=(COLOURS.index(name), draws.paint(name)))

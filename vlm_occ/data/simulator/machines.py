@@ -38,7 +38,7 @@ def _cab(
 
 def _excavator(draws: Draws, it: Assembly, paint: RGB) -> None:
     """Tracks, a slewing house with cab and counterweight, a bent boom, an arm and a bucket."""
-    k = draws.choice((0.55, 0.8, 1.0, 1.0, 1.1))
+    k = draws.choice((0.5, 0.65, 0.8, 0.9, 1.05))
     for side in (-1, 1):
         y = side * 1.1 * k
         it.box((0, y, 0.42 * k), (2.9 * k, 0.5 * k, 0.7 * k), RUBBER)
@@ -83,7 +83,7 @@ def _reach(start: Point, length: float, elevation: float) -> Point:
 
 def _loader(draws: Draws, it: Assembly, paint: RGB) -> None:
     """A wheel loader: two bodies on a joint, big wheels, lift arms and a wide bucket."""
-    k = draws.uniform(0.75, 1.05)
+    k = draws.uniform(0.65, 1.0)
     radius = 0.72 * k
     it.box((-1.6 * k, 0, 1.35 * k), (2.5 * k, 1.7 * k, 1.1 * k), paint)
     it.box((-2.9 * k, 0, 1.1 * k), (0.35 * k, 2.1 * k, 0.8 * k), DARK_METAL)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vlm_occ.data.simulator.assemblies import Assembly
 from vlm_occ.data.simulator.clearance import Clearance, Placed
 from vlm_occ.data.simulator.draws import Draws
-from vlm_occ.data.simulator.objects import Motion, Place
+from vlm_occ.data.simulator.objects import Motion
 from vlm_occ.data.simulator.roads import Lane, RoadMap, Street
 
 NEAR, FAR = -40.0, 43.0
@@ -51,14 +51,13 @@ class Crowd:
         pose: Pose,
         *,
         motion: Motion,
-        place: Place,
         speed: float = 0.0,
         yaw_rate: float = 0.0,
         margin: float = 0.5,
         headway: float = 0.0,
     ) -> bool:
         """Place an assembly at a pose (x, y, yaw) unless something is within `margin` or `headway`."""
-        item = Placed(assembly, assembly.centred(), *pose, speed, yaw_rate, motion, place)
+        item = Placed(assembly, assembly.centred(), *pose, speed, yaw_rate, motion)
         if not self.clearance.place(item, margin, headway):
             return False
         self.objects.append(item)
@@ -98,13 +97,11 @@ class Crowd:
             return False
         (x, y, yaw), rate = found
         motion: Motion = "moving" if flow.speed > 0 else "stopped"
-        place: Place = "junction" if self.roads.on_street(x, y) > 1 else "road"
         headway = 1.5 if flow.speed == 0 else 3.0
         return self.add(
             assembly,
             (x, y, yaw),
             motion=motion,
-            place=place,
             speed=flow.speed,
             yaw_rate=rate,
             margin=0.3,
@@ -122,8 +119,7 @@ class Crowd:
         (x, y, yaw), rate = found
         out = self.roads.handed * draws.uniform(-0.2, 0.9)
         pose = (x - out * math.sin(yaw), y + out * math.cos(yaw), yaw)
-        place: Place = "junction" if self.roads.on_street(x, y) > 1 else "road"
-        return self.add(assembly, pose, motion="moving", place=place, speed=speed, yaw_rate=rate, headway=1.0)
+        return self.add(assembly, pose, motion="moving", speed=speed, yaw_rate=rate, headway=1.0)
 
     def at_kerb(self, assembly: Assembly, *, stopping: bool = False) -> bool:
         """Park a vehicle in a bay along the kerb; `stopping` only halts it there."""
@@ -147,7 +143,7 @@ class Crowd:
         along_lane = forward if forward is not None else (side == 1) == (self.roads.handed == 1)
         yaw = heading + (0.0 if along_lane else math.pi) + draws.normal(0, 0.02)
         motion: Motion = "stopped" if stopping else "parked"
-        return self.add(assembly, (x, y, yaw), motion=motion, place="kerb", margin=0.25, headway=0.6)
+        return self.add(assembly, (x, y, yaw), motion=motion, margin=0.25, headway=0.6)
 
     def in_lot(self, assembly: Assembly) -> bool:
         """Park a vehicle in a bay of the car park, forwards or backwards."""
@@ -161,7 +157,7 @@ class Crowd:
         if self.roads.on_street(x, y, margin=3.0):
             return False
         yaw = heading + draws.sign() * math.pi / 2 + draws.normal(0, 0.03)
-        return self.add(assembly, (x, y, yaw), motion="parked", place="terrain", margin=0.15)
+        return self.add(assembly, (x, y, yaw), motion="parked", margin=0.15)
 
     def off_road(
         self, assembly: Assembly, *, spread: float = 8.0, turned: bool = False, motion: Motion = "parked"
@@ -175,20 +171,19 @@ class Crowd:
         if self.roads.on_street(x, y, margin=max(half) + 0.5):
             return False
         yaw = draws.uniform(-math.pi, math.pi) if turned else heading + math.pi * draws.integer(0, 1)
-        return self.add(assembly, (x, y, yaw), motion=motion, place="terrain")
+        return self.add(assembly, (x, y, yaw), motion=motion)
 
-    def pavement_pose(self, *, low: float, high: float) -> tuple[Pose, Place, int] | None:
-        """A pose along a pavement, `low` to `high` of its width from the kerb, with its place and side."""
+    def pavement_pose(self, *, low: float, high: float) -> tuple[Pose, int] | None:
+        """A pose along a pavement, `low` to `high` of its width from the kerb, with its side."""
         draws, street = self.draws, self.roads.main if self.draws.chance(0.75) else self.roads.streets[-1]
         side = draws.integer(0, 1)
-        paved = street.pavement[side] > 0
-        width = street.pavement[side] if paved else 2.5
+        width = street.pavement[side] or 2.5
         out = draws.uniform(max(0.45, low * width), max(0.5, high * width - 0.35))
         along = draws.uniform(max(NEAR, street.start + 1), min(FAR, street.end - 1))
         x, y, heading = street.pose(along, street.kerb[side] + (2 * side - 1) * out)
         if self.roads.on_street(x, y, margin=0.25):
             return None
-        return (x, y, heading), "pavement" if paved else "terrain", side
+        return (x, y, heading), side
 
     def on_pavement(
         self, assembly: Assembly, *, walking: bool = False, low: float = 0.0, high: float = 1.0
@@ -197,12 +192,12 @@ class Crowd:
         found = self.pavement_pose(low=low, high=high)
         if found is None:
             return False
-        draws, ((x, y, heading), place, _) = self.draws, found
+        draws, ((x, y, heading), _) = self.draws, found
         yaw = heading + math.pi * draws.integer(0, 1) + draws.normal(0, 0.15)
         speed = draws.uniform(0.7, 1.8) if walking else 0.0
         pose = (x, y, yaw if walking else draws.uniform(-math.pi, math.pi))
         motion: Motion = "moving" if walking else "stopped"
-        return self.add(assembly, pose, motion=motion, place=place, speed=speed)
+        return self.add(assembly, pose, motion=motion, speed=speed)
 
     def stand_on_pavement(
         self, assembly: Assembly, *, along: bool, low: float = 0.5, high: float = 1.0
@@ -211,9 +206,9 @@ class Crowd:
         found = self.pavement_pose(low=low, high=high)
         if found is None:
             return False
-        (x, y, heading), place, side = found
+        (x, y, heading), side = found
         yaw = heading + math.pi * self.draws.integer(0, 1) if along else heading + (0.5 - side) * math.pi
-        return self.add(assembly, (x, y, yaw), motion="parked", place=place)
+        return self.add(assembly, (x, y, yaw), motion="parked")
 
     def crossing_road(self, assembly: Assembly, *, walking: bool) -> bool:
         """Let a person cross the main street, on a zebra crossing where there is one."""
@@ -226,4 +221,4 @@ class Crowd:
         yaw = heading + draws.sign() * math.pi / 2 + draws.normal(0, 0.1)
         speed = draws.uniform(0.9, 1.9) if walking else 0.0
         motion: Motion = "moving" if walking else "stopped"
-        return self.add(assembly, (x, y, yaw), motion=motion, place="road", speed=speed)
+        return self.add(assembly, (x, y, yaw), motion=motion, speed=speed)

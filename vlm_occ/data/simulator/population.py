@@ -9,7 +9,7 @@ from vlm_occ.data.simulator import cycles, figures, lorries, machines, props, ve
 from vlm_occ.data.simulator.assemblies import Assembly
 from vlm_occ.data.simulator.clearance import Placed, arc
 from vlm_occ.data.simulator.draws import Draws
-from vlm_occ.data.simulator.objects import Motion, Place
+from vlm_occ.data.simulator.objects import Motion
 from vlm_occ.data.simulator.placement import FAR, NEAR, Crowd
 
 _TRIES = 12
@@ -90,7 +90,7 @@ def _cone(crowd: Crowd, it: Assembly) -> bool:
     x, y, heading = street.pose(draws.uniform(NEAR, FAR), offset)
     if crowd.roads.on_street(x, y) > 1:
         return False
-    return crowd.add(it, (x, y, heading), motion="parked", place="road", margin=0.4)
+    return crowd.add(it, (x, y, heading), motion="parked", margin=0.4)
 
 
 def _debris(crowd: Crowd, it: Assembly) -> bool:
@@ -104,7 +104,7 @@ def _on_road(crowd: Crowd, it: Assembly) -> bool:
     draws, street = crowd.draws, crowd.roads.main
     offset = draws.uniform(street.kerb[0] + 0.8, street.kerb[1] - 0.8)
     x, y, _ = street.pose(draws.uniform(NEAR, FAR), offset)
-    return crowd.add(it, (x, y, draws.uniform(-3, 3)), motion="parked", place="road")
+    return crowd.add(it, (x, y, draws.uniform(-3, 3)), motion="parked")
 
 
 def _movable(crowd: Crowd, it: Assembly) -> bool:
@@ -172,9 +172,8 @@ def _coupled(crowd: Crowd, puller: Assembly, trailer: Assembly, *, gap: float) -
     distance = front[0] + gap + back[0]
     behind = arc(x, y, yaw, -1.0, -curvature, distance)
     motion: Motion = "moving" if flow.speed > 0 else "stopped"
-    place: Place = "junction" if crowd.roads.on_street(x, y) > 1 else "road"
     poses = ((puller, front, (x, y, yaw)), (trailer, back, behind))
-    return crowd.add_group([Placed(a, h, *p, flow.speed, rate, motion, place) for a, h, p in poses])
+    return crowd.add_group([Placed(a, h, *p, flow.speed, rate, motion) for a, h, p in poses])
 
 
 def _barriers(crowd: Crowd, count: int) -> None:
@@ -204,7 +203,7 @@ def barrier_row(crowd: Crowd, count: int, variant: str, first: Assembly, along: 
         along += half[1] + 0.08
         if crowd.roads.on_street(x, y) > 1:
             return False
-        group.append(Placed(it, half, x, y, heading + math.pi / 2, 0.0, 0.0, "parked", "road"))
+        group.append(Placed(it, half, x, y, heading + math.pi / 2, 0.0, 0.0, "parked"))
     return crowd.add_group(group, margin=0.3)
 
 
@@ -252,7 +251,7 @@ def _group(crowd: Crowd, size: int) -> None:
         found = crowd.pavement_pose(low=0.2, high=0.85)
         if found is None:
             continue
-        (x, y, heading), place, _ = found
+        (x, y, heading), _ = found
         heading += math.pi * draws.integer(0, 1)
         speed = draws.uniform(0.7, 1.5) if walking else 0.0
         group: list[Placed] = []
@@ -264,7 +263,7 @@ def _group(crowd: Crowd, size: int) -> None:
                 angle = heading + 2 * math.pi * i / size
                 pose = (x + 0.55 * math.cos(angle), y + 0.55 * math.sin(angle), angle + math.pi)
             motion: Motion = "moving" if walking else "stopped"
-            group.append(Placed(it, it.centred(), *pose, speed, 0.0, motion, place))
+            group.append(Placed(it, it.centred(), *pose, speed, 0.0, motion))
         if not any(crowd.roads.on_street(p.x, p.y, margin=0.2) for p in group) and crowd.add_group(group):
             return
 
@@ -278,13 +277,13 @@ def _together(crowd: Crowd, thing: Assembly, *, ahead: float) -> bool:
         found = crowd.pavement_pose(low=0.2, high=0.8)
         if found is None:
             continue
-        (x, y, heading), place, _ = found
+        (x, y, heading), _ = found
         heading += math.pi * draws.integer(0, 1)
         half, own = thing.centred(), person.centred()
         reach = own[0] + half[0] * 0.95 + ahead * 0.1
         front = (x + reach * math.cos(heading), y + reach * math.sin(heading), heading)
-        group = [Placed(person, own, x, y, heading, speed, 0.0, "moving", place)]
-        group.append(Placed(thing, half, *front, speed, 0.0, "moving", place))
+        group = [Placed(person, own, x, y, heading, speed, 0.0, "moving")]
+        group.append(Placed(thing, half, *front, speed, 0.0, "moving"))
         if crowd.add_group(group):
             return True
     return False

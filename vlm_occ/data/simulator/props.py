@@ -66,7 +66,7 @@ def debris(draws: Draws, variant: str | None = None) -> Assembly:
     """A heap of soil with rubble, a pile of boards, or fallen branches and bags."""
     variant = variant or draws.weighted({"heap": 0.45, "boards": 0.25, "bags": 0.3})
     it = Assembly("debris", variant)
-    size = draws.uniform(0.7, 1.9)
+    size = draws.uniform(0.9, 2.6)
     if variant == "heap":
         it.colour = COLOURS.index("brown")
         soil = draws.shade((0.36, 0.27, 0.18))
@@ -74,7 +74,7 @@ def debris(draws: Draws, variant: str | None = None) -> Assembly:
             x, y = (0.0, 0.0) if i == 0 else (draws.normal(0, size * 0.25), draws.normal(0, size * 0.25))
             wide = size * (1.0 if i == 0 else draws.uniform(0.4, 0.7))
             it.ellipsoid(
-                (x, y, 0.22 * wide), (wide, wide * draws.uniform(0.7, 1.0), wide * 0.44), draws.shade(soil)
+                (x, y, 0.27 * wide), (wide, wide * draws.uniform(0.7, 1.0), wide * 0.54), draws.shade(soil)
             )
         for _ in range(4):
             x, y = draws.normal(0, size * 0.35), draws.normal(0, size * 0.35)

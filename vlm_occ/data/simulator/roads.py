@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm_occ.data.simulator.draws import RGB, Draws
+from vlm_occ.data.simulator.objects import Place
 from vlm_occ.types import OCC3D_CLASSES
 
 DRIVEABLE, OTHER_FLAT, SIDEWALK, TERRAIN = (
@@ -102,6 +103,22 @@ class RoadMap:
             low, high = street.kerb[0] - margin, street.kerb[1] + margin
             count += street.start < s < street.end and low < d < high
         return count
+
+    def place_of(self, x: float, y: float, *, moving: bool) -> Place:
+        """What a point of the layout belongs to; the `kerb` is a parking row, for things that stand still."""
+        count = 0
+        place: Place = "terrain"
+        for street in self.streets:
+            s, d = street.frenet_point(x, y)
+            if not street.start < s < street.end or not street.edge(0) < d < street.edge(1):
+                continue
+            if not street.kerb[0] < d < street.kerb[1]:
+                place = "pavement" if count == 0 else place
+                continue
+            count, side = count + 1, int(d > 0)
+            parked = street.parking[side] and abs(d - street.kerb[side]) < 2.4 and not moving
+            place = "junction" if count > 1 else "kerb" if parked else "road"
+        return place
 
     @property
     def lot_tone(self) -> RGB:

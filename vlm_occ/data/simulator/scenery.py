@@ -194,7 +194,7 @@ class Scenery:
             out = draws.uniform(2.0, 12.0)
             x, y, yaw = street.pose(along + draws.uniform(0, length), edge + outward * out)
             big = draws.chance(0.6)
-            radius = 0.5 if big else 0.8
+            radius = 1.2 if big else 0.8
             if self._clear((x, y, yaw), radius, radius):
                 if big:
                     self._tree(x, y, draws.uniform(5, 12))
@@ -210,10 +210,10 @@ class Scenery:
         r, g, b = self.draws.shade(self.draws.choice(_LEAVES), 0.2)
         return (min(1.0, r * self.season), g, b)
 
-    def _tree(self, x: float, y: float, height: float) -> None:
-        """A trunk and a crown of a few ellipsoids, or a conifer."""
+    def _tree(self, x: float, y: float, height: float, *, pruned: float = 2.4) -> None:
+        """A trunk and a crown of a few ellipsoids, or a conifer; nothing grows below `pruned` metres."""
         draws, it, leaf = self.draws, self.vegetation, self._leaf()
-        clear = max(2.2, height * draws.uniform(0.25, 0.4))
+        clear = max(pruned, height * draws.uniform(0.25, 0.4))
         it.rod((x, y, 0), (x, y, clear + 0.25 * height), 0.1 + 0.018 * height, draws.shade(_BARK))
         crown = height - clear
         if draws.chance(0.2):
@@ -248,7 +248,7 @@ class Scenery:
             if self.roads.on_street(x, y, margin=0.4) or not self._take((x, y, 1.0, 0.0, 0.2, 0.2)):
                 continue
             if trees and i % 3 != 2:
-                self._tree(x, y, draws.uniform(4.5, 8.5))
+                self._tree(x, y, draws.uniform(6.5, 9.5), pruned=3.9)
             else:
                 self._lamp(x, y, heading - outward * math.pi / 2)
         for _ in range(draws.integer(0, 2)):

@@ -7,7 +7,7 @@ import math
 from vlm_occ.data.simulator import figures, machines, props
 from vlm_occ.data.simulator.assemblies import Assembly
 from vlm_occ.data.simulator.draws import Draws
-from vlm_occ.data.simulator.objects import Motion, Place
+from vlm_occ.data.simulator.objects import Motion
 from vlm_occ.data.simulator.placement import Crowd
 
 _DEPTH = 6.5
@@ -46,11 +46,7 @@ class Site:
         pose = self.pose(s, out, turn)
         if self.crowd.roads.on_street(pose[0], pose[1]) > 1:
             return False
-        surface = self.crowd.roads.on_street(pose[0], pose[1]) > 0
-        place: Place = (
-            "road" if surface else "pavement" if self.street.pavement[self.side] > out else "terrain"
-        )
-        return self.crowd.add(it, pose, motion=motion, place=place, margin=margin)
+        return self.crowd.add(it, pose, motion=motion, margin=margin)
 
 
 def build_site(crowd: Crowd, left: dict[str, int]) -> None:

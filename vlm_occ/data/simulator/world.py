@@ -184,7 +184,7 @@ def _to_world(
         sizes=tuple(size_of(o.assembly.label, o.assembly.size()) for o in placed),
         velocities=(heading * tracks[:, 3:4]).float(),
         motions=tuple(o.motion for o in placed),
-        places=tuple(o.place for o in placed),
+        places=tuple(roads.place_of(o.x, o.y, moving=o.speed > 0) for o in placed),
         calibration_seed=draws.integer(0, 2**30),
         ego_height_jitter=draws.normal(0.0, 0.04),
         parts=to_solids(parts, semantic=semantic, instance=instance),
