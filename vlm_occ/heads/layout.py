@@ -91,11 +91,11 @@ def layout_targets(
 ) -> LayoutTargets:
     """Bird's-eye position of the surface that each token sees.
 
-    `depth` [F, H, W] metres along the optical axis (0, negative, NaN or infinite: none), `intrinsics` [F,
-    3, 3] of the depth image, `frame_from_camera` [F, 4, 4], `grid` the tokens' (rows, columns), which cover
-    the whole image. A token's surface is the pixel of median depth among its valid ones, so it never lies
-    between fore- and background; a token with a smaller share of valid pixels than `min_valid` is not
-    valid.
+    `depth` [F, H, W] metres along the optical axis (0, negative, NaN or infinite: none),
+    `intrinsics` [F, 3, 3] of the depth image (pixel i covers [i, i + 1)), `frame_from_camera` [F, 4, 4],
+    `grid` the tokens' (rows, columns), which cover the whole image. A token's surface is the pixel of median
+    depth among its valid ones, so it never lies between fore- and background; a token with a smaller share
+    of valid pixels than `min_valid` is not valid.
     """
     height, width = depth.shape[1:]
     rows, columns = grid
