@@ -11,18 +11,12 @@ from torch import Tensor
 from vlm_occ.data.simulator.lidar import LidarSweep
 from vlm_occ.data.simulator.objects import BOX, CYLINDER, Ground, Solids
 from vlm_occ.data.simulator.rendering import CameraRender, Plane, camera_lines, ground_cells, ground_plane
-from vlm_occ.data.simulator.rig import LIDAR_STEPS, lidar_tangents
 from vlm_occ.geometry import invert_rigid
 from vlm_occ.types import FREE, OCC3D_CLASSES, CameraRig, VoxelGrid
 
-SHELL = 0.4
-"""Voxels whose centre lies deeper than this inside a solid (metres, along each of its axes) stay free, as in
-Occ3D, whose labels come from surfaces; so does what is under a building. Vegetation is filled: LiDAR passes
-through leaves."""
-
 SAMPLES = 3
-"""A voxel belongs to a solid if one of SAMPLES^3 even samples of its cube lies in it; parts thinner than the
-samples' spacing are thickened to it."""
+"""A voxel belongs to a solid if one of SAMPLES^3 even samples of its cube, corners included, lies in it;
+parts thinner than the samples' spacing are thickened to it."""
 
 _VEGETATION, _MANMADE = OCC3D_CLASSES.index("vegetation"), OCC3D_CLASSES.index("manmade")
 
@@ -50,11 +44,13 @@ def voxelise(
 ) -> VoxelTruth:
     """The voxels of `solids` (ego frame) and the ground (world frame).
 
-    Where solids share a voxel, objects win over background and smaller solids over larger ones. Ground is one
-    layer: the voxel that its plane crosses in the middle of each column.
+    Where solids share a voxel, objects win over background and smaller solids over larger ones. As in Occ3D,
+    whose labels come from surfaces, objects and buildings are hollow: a voxel among six of the same
+    object (or of buildings) is free; vegetation, which LiDAR enters, is filled. Ground is one layer: the
+    voxel that its plane crosses in the middle of each column.
     """
     device = solids.centre.device
-    half = solids.half_size.clamp(min=grid.voxel_size / SAMPLES / 2)
+    half = solids.half_size.clamp(min=grid.voxel_size / (SAMPLES - 1) / 2)
     volume = half.prod(-1) * torch.where(solids.instance >= 0, 1.0, 1e9)
     order = torch.argsort(volume, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))
@@ -63,15 +59,36 @@ def voxelise(
         pairs = _near_pairs(solids, half, grid, slice(low, high))
         pairs = _touching(pairs, solids, half, grid)
         winner.scatter_reduce_(0, pairs.voxel, rank[pairs.solid], "amax")
+    surface, floor = _ground_voxels(ground, world_from_ego, grid, device)
     taken = winner >= 0
-    solid = order[winner.clamp(min=0)] if len(order) else winner
-    truth_semantics, floor = _ground_voxels(ground, world_from_ego, grid, device)
-    floor &= ~taken
-    semantics, instance = truth_semantics.flatten(), torch.full_like(winner, -1)
+    semantics, instance = surface.flatten(), torch.full_like(winner, -1)
     if len(order):
+        solid = order[winner.clamp(min=0)]
         semantics = torch.where(taken, solids.semantic[solid].to(torch.uint8), semantics)
         instance = torch.where(taken, solids.instance[solid], -1)
+    inner = _inner(semantics.view(grid.shape), instance.view(grid.shape)).flatten()
+    semantics, instance = semantics.masked_fill(inner, FREE), instance.masked_fill(inner, -1)
+    floor &= ~taken
     return VoxelTruth(semantics.view(grid.shape), instance.view(grid.shape), floor.view(grid.shape))
+
+
+def _inner(semantics: Tensor, instance: Tensor) -> Tensor:
+    """Voxels [X, Y, Z] of objects and buildings whose six neighbours are of the same one.
+
+    What lies beyond the grid counts as the same, and so does what lies below a building.
+    """
+    body = (instance + 2).short()  # 0 where hollowing does not apply
+    manmade = semantics == _MANMADE
+    body = torch.where(manmade & (instance < 0), 1, body.masked_fill(instance < 0, 0))
+    inner = body > 0
+    for axis in range(3):
+        size = body.shape[axis]
+        same = body.narrow(axis, 1, size - 1) == body.narrow(axis, 0, size - 1)
+        inner.narrow(axis, 0, size - 1).logical_and_(same)
+        if axis == 2:
+            same = same | (body.narrow(axis, 1, size - 1) == 1)
+        inner.narrow(axis, 1, size - 1).logical_and_(same)
+    return inner
 
 
 def _reach(solids: Solids, half: Tensor) -> Tensor:
@@ -140,24 +157,12 @@ def _inside(local: Tensor, half: Tensor, shape: Tensor) -> Tensor:
     return torch.where(shape == BOX, round_, curved & (scaled[..., 2] <= 1))
 
 
-def _deep(local: Tensor, solid: Tensor, solids: Solids, half: Tensor) -> Tensor:
-    """Whether centres [N, 3] in the axes of solids [N] lie beyond the shell; buildings have no underside."""
-    core = half - SHELL
-    hollow = (core.amin(-1) > 0) & (solids.semantic != _VEGETATION)
-    building = (solids.semantic == _MANMADE) & (solids.shape == BOX)
-    height = torch.where(building[solid], local[:, 2].clamp(min=0), local[:, 2])
-    point = torch.stack([local[:, 0], local[:, 1], height], dim=-1)
-    return hollow[solid] & _inside(point, core.clamp(min=1e-6)[solid], solids.shape[solid])
-
-
 def _touching(pairs: _Pairs, solids: Solids, half: Tensor, grid: VoxelGrid) -> _Pairs:
-    """The pairs whose voxel holds a sample inside the solid and is not deep within it."""
-    offset = (SAMPLES - 1) / (2 * SAMPLES) * grid.voxel_size  # outermost samples from the centre
+    """The pairs whose voxel holds a sample that lies in the solid."""
+    offset = grid.voxel_size / 2  # outermost samples from the centre
     reach = half + offset * solids.rotation.abs().sum(1)  # [P, 3]
     near = (pairs.local.abs() <= reach[pairs.solid]).all(-1).nonzero()[:, 0]
     solid, voxel, local = pairs.solid[near], pairs.voxel[near], pairs.local[near]
-    deep = _deep(local, solid, solids, half)
-    solid, voxel, local = solid[~deep], voxel[~deep], local[~deep]
     member = _inside(local, half[solid], solids.shape[solid])
     unsure = (~member).nonzero()[:, 0]
     axis = torch.linspace(-offset, offset, SAMPLES, device=local.device)
@@ -240,23 +245,38 @@ def _centres_seen(
 
 
 def lidar_mask(sweep: LidarSweep, grid: VoxelGrid) -> Tensor:
-    """Voxels that the LiDAR sees, bool [X, Y, Z].
+    """Voxels that the LiDAR sees, bool [X, Y, Z]: crossed by rays with a return, or their end."""
+    return crossed_voxels(sweep.origin, sweep.surface, grid)
 
-    A return lies in them, or the ray nearest to their centre crosses them on its way to a return.
+
+def crossed_voxels(origin: Tensor, ends: Tensor, grid: VoxelGrid) -> Tensor:
+    """Voxels that segments from a point [3] of the grid to ends [N, 3] cross, bool [X, Y, Z]; exact.
+
+    Every plane between voxels that a segment crosses leads into one more voxel (Amanatides and Woo 1987,
+    for all planes of all segments at once).
     """
-    device = sweep.inverse.device
-    index, inside = grid.index_of(sweep.surface)
-    seen = torch.zeros(grid.shape, dtype=torch.bool, device=device)
-    index = index[inside]
-    seen[index[:, 0], index[:, 1], index[:, 2]] = True
-    centre = grid.centers(device=device)
-    offset = centre[:, :, 0, :2] - sweep.origin[:2]  # [X, Y, 2]
-    distance = offset.norm(dim=-1).clamp(min=1e-3)
-    turn = torch.atan2(offset[..., 1], offset[..., 0]) / (2 * torch.pi) * LIDAR_STEPS
-    firing = turn.round().long() % LIDAR_STEPS  # [X, Y]
-    tangent = (centre[0, 0, :, 2] - sweep.origin[2]) / distance[..., None]  # [X, Y, Z]
-    rings = lidar_tangents(device=device)
-    beam = torch.searchsorted((rings[1:] + rings[:-1]) / 2, tangent.contiguous())
-    crosses = (rings[beam] - tangent).abs() * distance[..., None] <= grid.voxel_size / 2
-    inverse = sweep.inverse[firing[..., None].expand_as(beam), beam]
-    return seen | (crosses & (inverse > 0) & (inverse * distance[..., None] < 1))
+    low = torch.tensor(grid.origin, device=ends.device)
+    size = torch.tensor(grid.shape, device=ends.device)
+    start = (origin - low) / grid.voxel_size  # in voxels
+    way = (ends - origin) / grid.voxel_size  # [N, 3]
+    limit = torch.where(way > 0, size - start, start) / way.abs().clamp(min=1e-9)
+    way = way * limit.amin(-1).clamp(max=1)[:, None]  # end where the grid ends
+    crossed = torch.zeros(grid.shape, dtype=torch.bool, device=ends.device).flatten()
+    last = torch.minimum((start + way).floor().clamp(min=0), size - 1).long()
+    crossed[(last[:, 0] * grid.shape[1] + last[:, 1]) * grid.shape[2] + last[:, 2]] = True
+    first = start.floor().long()
+    for axis in range(3):
+        count = (last[:, axis] - first[axis]).abs()
+        row = torch.repeat_interleave(count)
+        step = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row] + 1
+        backward = (way[:, axis] < 0)[row]
+        cell = torch.where(backward, first[axis] - step, first[axis] + step)
+        t = ((cell + backward) - start[axis]) / way[:, axis].contiguous()[row]
+        index = torch.zeros_like(cell)
+        for other, extent in enumerate(grid.shape):
+            there = cell
+            if other != axis:
+                there = (start[other] + t * way[:, other].contiguous()[row]).long().clamp(0, extent - 1)
+            index = index * extent + there
+        crossed[index] = True
+    return crossed.view(grid.shape)

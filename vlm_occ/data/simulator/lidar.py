@@ -17,11 +17,14 @@ from vlm_occ.data.simulator.spans import CURVED, Candidates, Scanlines
 RANGE_NOISE = 0.02
 """Standard deviation of a measured range, metres."""
 
-EGO_BODY = ((-0.65, -0.85, 0.3), (3.4, 0.85, 1.5))
-"""Lower and upper corner of the ego vehicle's body (ego frame, metres): rays that meet it give no return."""
+EGO_ROOF = ((0.05, -0.46, 0.9), (1.85, 0.46, 1.53))
+"""Lower and upper corner of what the ego vehicle hides (ego frame, metres): rays that meet it give no return.
 
-_HALF_POWER = 0.02
-"""Received power (reflectance * cosine at 30 m) at which half of the returns are lost."""
+Chosen so that about as many rays of each ring are lost as in the nuScenes keyframe."""
+
+_HALF_POWER, _GAIN = 0.006, 0.6
+"""Received power (reflectance * cosine at 30 m) at which half of the returns are lost, and intensity of full
+power; both vary from sweep to sweep."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +93,12 @@ def scan(
     albedo = ground.colour.to(device).mean(-1).flatten()[ground_cells(surface, ground, world_from_ego)]
     reflectance = torch.where(solid >= 0, solids.reflectance[solid.clamp(min=0)], 0.4 * albedo)
     facing = (normal * ray).sum(-1).abs()
-    chance, spread, gain = _draws(seed, len(lines.base) * len(lines.position), device)
+    chance, spread, speckle, half_power, gain = _draws(seed, inverse.numel(), device)
     slot = line * len(lines.position) + beam
     power = reflectance * facing * (30 / distance) ** 2
-    kept = chance[slot] < power / (power + _HALF_POWER)
+    kept = chance[slot] < power / (power + half_power)
     points = surface + (RANGE_NOISE * spread[slot])[:, None] * ray
-    intensity = reflectance * facing.sqrt() * torch.exp(-distance / 80) * (1 + 0.15 * gain[slot])
+    intensity = gain * reflectance * facing.sqrt() * torch.exp(-distance / 80) * (1 + 0.15 * speckle[slot])
     points = torch.cat([points, intensity.clamp(0, 1)[:, None]], dim=-1)
     returned = torch.zeros_like(inverse)
     returned[line[kept], beam[kept]] = inverse[line[kept], beam[kept]]
@@ -103,19 +106,23 @@ def scan(
     return LidarSweep(points[kept], instance[kept], surface[kept], returned, lines.origin[0])
 
 
-def _draws(seed: int, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """A uniform and two normal numbers for every ray [count], drawn on the CPU so that devices agree."""
+def _draws(seed: int, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, float, float]:
+    """A uniform and two normal numbers for every ray [count], the half power and the gain of a sweep.
+
+    Drawn on the CPU, so that devices agree.
+    """
     generator = torch.Generator().manual_seed(seed)
-    uniform = torch.rand(count, generator=generator)
-    normal = torch.randn(2, count, generator=generator)
-    return uniform.to(device), normal[0].to(device), normal[1].to(device)
+    half, gain = torch.randn(2, generator=generator).tolist()
+    uniform = torch.rand(count, generator=generator).to(device)
+    normal = torch.randn(2, count, generator=generator).to(device)
+    return uniform, normal[0], normal[1], _HALF_POWER * 2.0**half, _GAIN * 1.25**gain
 
 
 def _meets_ego(lines: Scanlines, inverse: Tensor) -> Tensor:
     """Which rays [L, S] meet the ego's body before what they hit at 1 / inverse (slab test)."""
     ray = lines.base[:, None] + lines.position[:, None] * lines.step[:, None]  # [L, S, 3]
     ray = torch.where(ray.abs() < 1e-9, 1e-9, ray)
-    low, high = (torch.tensor(corner, device=ray.device) for corner in EGO_BODY)
+    low, high = (torch.tensor(corner, device=ray.device) for corner in EGO_ROOF)
     origin = lines.origin[:, None]
     a, b = (low - origin) / ray, (high - origin) / ray
     enter, leave = torch.minimum(a, b).amax(-1), torch.maximum(a, b).amin(-1)
