@@ -42,7 +42,7 @@ def draw_counts(draws: Draws, *, balanced: bool) -> dict[str, int]:
             name = rare.pop(draws.integer(0, len(rare) - 1))
             counts[name] = draws.integer(*_BALANCED[name])
         return counts
-    total = draws.uniform(37, 42) if draws.chance(0.1) else draws.uniform(18, 33)
+    total = draws.uniform(35, 40) if draws.chance(0.1) else draws.uniform(18, 33)
     site = draws.chance(0.16)
     for name, share in zip(TALK2OCC_CLASSES, TABLE_I, strict=True):
         mean = total * share / sum(TABLE_I)
