@@ -131,6 +131,18 @@ def test_points_behind_or_beside_all_cameras_are_zero_and_no_camera_is_legal() -
     assert found.shape == (2, 3) and not found.any() and not seen.any()
 
 
+def test_geometry_stays_exact_under_autocast() -> None:
+    features = torch.randn(2, 4, 8, 16, generator=torch.Generator().manual_seed(3))
+    points, (intrinsics, pose) = random_points(300).float(), cameras([0.0, 1.0], dtype=torch.float32)
+    expected, _ = sample_cameras(features, points, intrinsics, pose, IMAGE_SIZE)
+    picture = torch.zeros(2, 3, 50, 100, dtype=torch.uint8)
+    _, matrix = prepare_images(picture, intrinsics, (24, 64))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, _ = sample_cameras(features, points, intrinsics, pose, IMAGE_SIZE)
+        _, mixed = prepare_images(picture, intrinsics, (24, 64))
+    assert torch.equal(found, expected) and torch.equal(mixed, matrix)
+
+
 def test_sampling_does_not_change_when_points_and_cameras_move_together() -> None:
     features = torch.randn(2, 4, 8, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     points, (intrinsics, pose) = random_points(300), cameras([0.0, 1.0])
@@ -198,6 +210,8 @@ def test_the_camera_volume_is_zero_exactly_where_no_camera_looks() -> None:
     assert torch.equal((output[0] != 0).all(0).flatten(), seen > 0)
     nothing = volume(torch.randn(0, 6, 8, 16), scene_inputs([], batch=2))
     assert nothing.shape == (2, 5, 40, 40, 3) and not nothing.any()
+    nothing.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in volume.parameters())
 
 
 def test_scenes_of_a_batch_read_their_own_cameras() -> None:
@@ -233,6 +247,10 @@ def test_the_pyramid_keeps_images_apart_and_reaches_every_level() -> None:
     torch.testing.assert_close(pyramid([m[1:] for m in maps]), output[1:], atol=1e-5, rtol=0)
     for gradient in torch.autograd.grad(output[0].square().sum(), maps):
         assert gradient[0].any() and not gradient[1].any()
+    none = pyramid([m[:0] for m in maps])
+    assert none.shape == (0, 16, 16, 32)
+    none.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in pyramid.parameters())
 
 
 def test_the_image_network_returns_strides_8_16_32_whatever_the_mode() -> None:

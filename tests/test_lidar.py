@@ -174,7 +174,7 @@ def test_no_point_at_all_gives_zeros_and_gradients_that_are_zero() -> None:
     assert output.volume.shape == (2, 6, 8, 8, 4) and not output.volume.any()
     assert output.bev.shape == (2, 16, 16, 16) and not output.bev.any()
     (output.volume.sum() + output.bev.sum()).backward()
-    assert all(p.grad is None or not p.grad.any() for p in encoder.parameters())
+    assert all(p.grad is not None and not p.grad.any() for p in encoder.parameters())
 
 
 def test_every_parameter_has_a_gradient_and_two_runs_agree_exactly() -> None:

@@ -38,17 +38,16 @@ def prepare_images(images: Tensor, intrinsics: Tensor, size: tuple[int, int]) ->
     old_height, old_width = images.shape[-2:]
     resized_height = round(old_height * width / old_width)
     if (resized_height, width) != (old_height, old_width):
+        if images.device.type != "cpu":
+            images = images.float()  # only the CPU resizes bytes
         images = functional.interpolate(
             images, size=(resized_height, width), mode="bilinear", antialias=True, align_corners=False
         )
     extra = height - resized_height  # black rows to add at the top; negative: rows to cut off
     images = functional.pad(images, (0, 0, extra, 0))  # [F, 3, h, w]
-    change = torch.tensor(
-        [[width / old_width, 0, 0], [0, resized_height / old_height, extra], [0, 0, 1]],
-        dtype=intrinsics.dtype,
-        device=intrinsics.device,
-    )
-    return images.float() / 255, change @ intrinsics
+    scale = intrinsics.new_tensor([width / old_width, resized_height / old_height, 1.0])[:, None]
+    shift = intrinsics.new_tensor([0.0, extra, 0.0])[:, None]
+    return images.float() / 255, scale * intrinsics + shift * intrinsics[:, 2:]  # autocast rounds matmuls
 
 
 class FeaturePyramid(nn.Module):
@@ -130,7 +129,7 @@ def sample_with_depth(
     if not cameras or not len(points):
         nothing = features.new_zeros(len(points))
         return features.new_zeros(len(points), channels) + 0 * features.sum(), nothing, nothing
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
         pixels, depth = project(points, intrinsics, ego_from_camera)  # [V, P, 2], [V, P]
         limit = pixels.new_tensor([image_size[1], image_size[0]])
         visible = (depth > NEAREST) & ((pixels >= 0) & (pixels < limit)).all(-1)  # [V, P]
@@ -185,7 +184,7 @@ class CameraVolume(nn.Module):
         centers = self.grid.centers(device=pixels.device).flatten(0, 2)  # [P, 3]
         mine = inputs.scene == b
         looks = []
-        for age in inputs.age[mine].unique().tolist():
+        for age in inputs.age[mine].unique().tolist() or [0.0]:
             chosen = (mine & (inputs.age == age)).nonzero()[:, 0]
             sampled, seen, depth = sample_with_depth(
                 pixels.index_select(0, chosen),
@@ -196,8 +195,6 @@ class CameraVolume(nn.Module):
             )
             share = torch.exp(-functional.softplus(self.decay) * age) * (seen > 0)  # [P]
             looks.append((share, sampled, depth))
-        if not looks:
-            return pixels.new_zeros(len(centers), self.width_out) + 0.0 * pixels.sum()
         weight = torch.stack([share for share, _, _ in looks]).sum(0)  # [P]
         divisor = torch.where(weight > 0, weight, 1.0)
         parts = [((share / divisor)[:, None] * sampled, share * depth) for share, sampled, depth in looks]
