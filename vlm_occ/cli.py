@@ -62,8 +62,9 @@ def build_parser() -> Parser:
 
     evaluate = commands.add_parser("eval", help="metrics of a model on a data set")
     evaluate.add_argument("--model", required=True, help="nano, a checkpoint folder or a Hub id")
-    evaluate.add_argument("--data", type=Path, required=True, help="folder of the data set")
-    evaluate.add_argument("--split", choices=("train", "val", "test"), default="val")
+    evaluate.add_argument("--data", required=True, help="folder of `vlm-occ data talk2occ`, or sim")
+    evaluate.add_argument("--split", choices=("train", "calibration", "val", "test"), default="val")
+    evaluate.add_argument("--scenes", type=int, default=200, help="simulated scenes")
     evaluate.add_argument("--out", type=Path, required=True, help="file of the results, JSON")
 
     commands.add_parser("doctor", help="what is installed, what runs, what is missing and how to mend it")
@@ -155,9 +156,11 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> None:
 
             train_command(str(arguments.config), overrides(rest))
         case "eval":
-            from vlm_occ.eval.evaluate import evaluate_command
+            from vlm_occ.eval.report import evaluate_command
 
-            evaluate_command(arguments.model, arguments.data, arguments.split, arguments.out)
+            evaluate_command(
+                arguments.model, arguments.data, arguments.split, arguments.out, scenes=arguments.scenes
+            )
         case "doctor":
             from vlm_occ.doctor import examine, format_report
 

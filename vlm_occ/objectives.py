@@ -18,8 +18,8 @@ from vlm_occ.types import FREE, SceneLabels, VoxelGrid
 from vlm_occ.voxels import coarsen, voxels_in_box
 
 if TYPE_CHECKING:
-    from vlm_occ.models.adapter import GroundingOutput, VLMOcc
-    from vlm_occ.models.batch import Batch
+    from vlm_occ.models.adapter import VLMOcc
+    from vlm_occ.models.batch import Batch, GroundingOutput
     from vlm_occ.models.perception import PerceptionOutput
 
 PERCEPTION_WEIGHTS = {
@@ -48,8 +48,7 @@ def seen_objects(labels: SceneLabels) -> Tensor:
 def perception_terms(
     output: PerceptionOutput, labels: Sequence[SceneLabels], grid: VoxelGrid
 ) -> dict[str, Term]:
-    """The trunk's loss terms: occupancy, semantics, centres, boxes, class, colour and motion of candidates.
-    """
+    """The trunk's loss terms: occupancy, semantics, centres, boxes, class, colour and motion of candidates."""
     terms = occupancy_terms(output, labels)
     terms.update(centre_terms(output, labels, grid))
     terms.update(attribute_terms(output, labels))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import yaml
@@ -15,7 +14,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vlm_occ.config import TrainConfig, from_dict, read_yaml, to_dict
-from vlm_occ.data.store import SimulatedScenes, permutation, random_bits
 from vlm_occ.encoders.inputs import collate_inputs, prepare_scene
 from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.models.batch import Batch, make_batch
@@ -29,15 +27,9 @@ from vlm_occ.objectives import (
     weighted_sum,
 )
 from vlm_occ.run_log import Log
+from vlm_occ.run_scenes import Scenes, StepScenes, open_source, step_loader
 from vlm_occ.run_state import resume, save_training_state
-from vlm_occ.types import FREE, GroundingQuery, LabelledScene, SceneLabels
-
-
-class Scenes(Protocol):
-    """Any indexed collection of labelled scenes."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> LabelledScene: ...
+from vlm_occ.types import FREE, LabelledScene, SceneLabels
 
 
 class TrainingModule(nn.Module):
@@ -115,41 +107,6 @@ def to_device(labels: SceneLabels, device: torch.device) -> SceneLabels:
     return SceneLabels(**{name: getattr(labels, name).to(device) for name in labels.__dataclass_fields__})
 
 
-def draw_queries(
-    item: LabelledScene, count: int, language_share: float, bits: torch.Generator
-) -> LabelledScene:
-    """The scene with `count` of its sentences; only a share of them keeps the answer's words."""
-    order = torch.randperm(len(item.queries), generator=bits)[:count].tolist()
-    spoken = (torch.rand(len(order), generator=bits) < language_share).tolist()
-    queries: list[GroundingQuery] = []
-    for index, keep in zip(order, spoken, strict=True):
-        query = item.queries[index]
-        queries.append(query if keep else replace(query, answer=""))
-    return replace(item, queries=tuple(queries))
-
-
-def scenes_of_step(
-    source: Scenes, config: TrainConfig, step: int, part: int, process: int, processes: int
-) -> list[LabelledScene]:
-    """The scenes of one process in part `part` of optimiser step `step`: a function of the seed and the
-    step.
-    """
-    per_step = config.scenes_per_step * config.accumulation * processes
-    first = step * per_step + (part * processes + process) * config.scenes_per_step
-    items = []
-    for number in range(first, first + config.scenes_per_step):
-        epoch, place = divmod(number, len(source))
-        bits = random_bits(config.seed + 17, number)
-        item = source[int(permutation(len(source), config.seed, epoch)[place])]
-        item = draw_queries(item, config.queries_per_scene, config.language_share, bits)
-        if config.data.augment:
-            from vlm_occ.data.augment import augment
-
-            item = augment(item, bits, config.data, geometric=config.stage != "grounding")
-        items.append(item)
-    return items
-
-
 def rate_factor(step: int, config: TrainConfig) -> float:
     """Linear warm-up, then a cosine to 2 % of the rate."""
     if step < config.warmup:
@@ -196,8 +153,11 @@ def train(config: TrainConfig, *, source: Scenes | None = None, model: VLMOcc | 
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
     log = Log(config, enabled=accelerator.is_main_process)
+    loader = step_loader(
+        StepScenes(source, config, accelerator.process_index, accelerator.num_processes), start
+    )
     for step in log.progress(start, config.steps):
-        values = optimizer_step(accelerator, module, optimizer, source, config, step)
+        values = optimizer_step(accelerator, module, optimizer, loader, config, step)
         average(averaged, model, config.ema)
         log.write(step, values)
         if (step + 1) % config.save_every == 0 and accelerator.is_main_process:
@@ -214,7 +174,7 @@ def optimizer_step(
     accelerator: Accelerator,
     module: nn.Module,
     optimizer: Any,
-    source: Scenes,
+    loader: Iterator[list[LabelledScene]],
     config: TrainConfig,
     step: int,
 ) -> dict[str, float]:
@@ -224,11 +184,8 @@ def optimizer_step(
         group["lr"] = group["base"] * rate_factor(step, config)
     module.train()
     sums: dict[str, float] = {}
-    for part in range(config.accumulation):
-        items = scenes_of_step(
-            source, config, step, part, accelerator.process_index, accelerator.num_processes
-        )
-        total, values = module(items)
+    for _ in range(config.accumulation):
+        total, values = module(next(loader))
         accelerator.backward(total / config.accumulation)
         values["total"] = total.item()
         for name, value in values.items():
@@ -257,23 +214,6 @@ def restore_average(averaged: dict[str, Tensor], model: VLMOcc) -> None:
     with torch.no_grad():
         for name, value in averaged.items():
             parameters[name].copy_(value)
-
-
-def open_source(config: TrainConfig) -> Scenes:
-    """The scenes that a run trains on."""
-    data = config.data
-    if data.source != "simulator":
-        raise ValueError(f"data.source = {data.source!r} is not wired yet")
-    total = config.steps * config.scenes_per_step * config.accumulation
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    return SimulatedScenes(
-        "train",
-        data.scenes or total * processes,
-        num_frames=data.num_frames,
-        num_queries=data.queries,
-        balanced=data.balanced,
-        folder=Path(data.keep) if data.keep else None,
-    )
 
 
 def initial_model(config: TrainConfig) -> VLMOcc:

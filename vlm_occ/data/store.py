@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vlm_occ.data.simulator.grammar import write_queries
+from vlm_occ.data.simulator.objects import ObjectFacts
+from vlm_occ.data.simulator.scene import simulate_details, split_seed
+from vlm_occ.data.simulator.situations import write_situations
 from vlm_occ.types import (
     CameraRig,
     Frame,
@@ -27,8 +32,8 @@ from vlm_occ.types import (
 LABEL_FIELDS = tuple(field.name for field in dataclasses.fields(SceneLabels))
 
 
-def save_scene(item: LabelledScene, path: Path) -> None:
-    """Write a labelled scene to `path`, at once or not at all."""
+def save_scene(item: LabelledScene, path: Path, *, facts: Sequence[ObjectFacts] = ()) -> None:
+    """Write a labelled scene, and a simulated one's facts, to `path`, at once or not at all."""
     scene = item.scene
     tensors = {
         "intrinsics": scene.rig.intrinsics,
@@ -48,13 +53,14 @@ def save_scene(item: LabelledScene, path: Path) -> None:
         "grid": dataclasses.asdict(scene.grid),
         "queries": [dataclasses.asdict(query) for query in item.queries],
         "situations": [dataclasses.asdict(situation) for situation in item.situations],
+        "facts": [dataclasses.asdict(fact) for fact in facts],
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"scene": json.dumps(about)})
     os.replace(temporary, path)
 
 
-def load_scene_file(path: Path) -> LabelledScene:
+def load_scene_file(path: Path) -> tuple[LabelledScene, tuple[ObjectFacts, ...]]:
     """Read what `save_scene` wrote; ValueError where the file is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -82,22 +88,33 @@ def load_scene_file(path: Path) -> LabelledScene:
     grid = VoxelGrid(
         tuple(about["grid"]["origin"]), about["grid"]["voxel_size"], tuple(about["grid"]["shape"])
     )
-    return LabelledScene(
+    item = LabelledScene(
         Scene(rig, frames, grid, about["name"]),
         SceneLabels(**{name: tensors[f"labels.{name}"] for name in LABEL_FIELDS}),
         tuple(GroundingQuery(**{**q, "targets": tuple(q["targets"])}) for q in about["queries"]),
         tuple(SituationQuery(**{**s, "position": tuple(s["position"])}) for s in about["situations"]),
     )
+    facts = [
+        {**fact, "box": tuple(fact["box"]), "velocity": tuple(fact["velocity"])} for fact in about["facts"]
+    ]
+    return item, tuple(ObjectFacts(**fact) for fact in facts)
 
 
 @dataclasses.dataclass(frozen=True)
 class SimulatedScenes:
-    """Scenes of a split of the simulator by index; kept in `folder` once made, if one is given."""
+    """Scenes of a split of the simulator by index; kept in `folder` once made, if one is given.
+
+    Images are rendered for the reference frame and `camera_frames - 1` before it. An index beyond `count`
+    is the
+    same scene as index modulo count with other sentences: an epoch has sentences of its own.
+    """
 
     split: Literal["train", "calibration", "val", "test"]
     count: int
     num_frames: int = 1
+    camera_frames: int = 1
     num_queries: int = 10
+    num_situations: int = 0
     balanced: bool = False
     lexicon: Literal["train", "heldout"] = "train"
     folder: Path | None = None
@@ -108,24 +125,26 @@ class SimulatedScenes:
 
     def __getitem__(self, index: int) -> LabelledScene:
         """Scene `index`, simulated or read."""
-        from vlm_occ.data.simulator.scene import simulate, split_seed
+        epoch, place = divmod(index, self.count)
+        seed = split_seed(self.split, place)
+        item, facts = self._scene(place, seed)
+        words = seed + 100_000_000 * epoch
+        queries = write_queries(facts, seed=words, count=self.num_queries, lexicon=self.lexicon)
+        situations = write_situations(facts, seed=words, count=self.num_situations, lexicon=self.lexicon)
+        return dataclasses.replace(item, queries=queries, situations=situations)
 
-        if not 0 <= index < self.count:
-            raise IndexError(index)
-        path = self.folder / f"{self.split}-{index:06d}.safetensors" if self.folder else None
+    def _scene(self, place: int, seed: int) -> tuple[LabelledScene, tuple[ObjectFacts, ...]]:
+        """The scene without sentences, and its facts."""
+        path = self.folder / f"{self.split}-{place:06d}.safetensors" if self.folder else None
         if path is not None and path.exists():
             return load_scene_file(path)
-        item = simulate(
-            split_seed(self.split, index),
-            num_frames=self.num_frames,
-            num_queries=self.num_queries,
-            balanced=self.balanced,
-            lexicon=self.lexicon,
+        made = simulate_details(
+            seed, num_frames=self.num_frames, balanced=self.balanced, camera_frames=self.camera_frames
         )
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_scene(item, path)
-        return item
+            save_scene(made.labelled, path, facts=made.facts)
+        return made.labelled, made.facts
 
 
 def random_bits(seed: int, step: int) -> torch.Generator:

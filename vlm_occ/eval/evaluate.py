@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import platform
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
@@ -195,47 +188,3 @@ def calibrate(model: VLMOcc, scenes: Scenes, *, max_false_rejections: float = 0.
         best.append((float(false_share <= max_false_rejections), right / (n_none + n_some), threshold))
     allowed = [entry for entry in best if entry[0]]
     return max(allowed or best)[2] if allowed else min(best, key=lambda e: -e[1])[2]
-
-
-def protocol(model: VLMOcc, name: str, scenes: Scenes, split: str, data: str) -> dict[str, object]:
-    """What is needed to run an evaluation again and to know that it is the same one."""
-    digest = hashlib.sha256()
-    for query in (q for i in range(min(len(scenes), 20)) for q in scenes[i].queries):
-        digest.update(repr((query.text, query.targets)).encode())
-    return {
-        "model": name,
-        "data": data,
-        "split": split,
-        "scenes": len(scenes),
-        "sentences_sha256_of_first_20_scenes": digest.hexdigest(),
-        "truth": "occupied voxels that touch the box (Talk2Occ eq. 1), whole grid, no visibility mask",
-        "iou": "union of the targets' voxels, strict > thresholds",
-        "score_threshold": model.config.score_threshold,
-        "commit": _commit(),
-        "command": " ".join(sys.argv),
-        "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPU cores, {model.device}",
-        "torch": torch.__version__,
-    }
-
-
-def _commit() -> str:
-    """The commit of the working tree, if it is one."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "not a git checkout"
-    return done.stdout.strip()
-
-
-def write_json(values: object, path: Path) -> None:
-    """Write JSON under a temporary name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(values, indent=1) + "\n")
-    os.replace(temporary, path)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, overload
 
 import torch
 from torch import Tensor, nn
 
+from vlm_occ.chat import Chat
 from vlm_occ.config import ModelConfig
+from vlm_occ.data.scenes import check_query
 from vlm_occ.encoders.inputs import prepare_scene
 from vlm_occ.encoders.pose import PoseEncoder
 from vlm_occ.encoders.voxel_tokens import VoxelProjector, score_tokens
@@ -19,35 +20,11 @@ from vlm_occ.heads.occupancy import ObjectMaskHead
 from vlm_occ.language.backbones import Backbone, load_backbone
 from vlm_occ.language.prefixes import Prefix, PrefixState
 from vlm_occ.losses.matching import match_boxes
-from vlm_occ.models.batch import Batch, VideoFrames, video_frames
+from vlm_occ.models.batch import Batch, GroundingOutput, ReferredObject, VideoFrames, video_frames
 from vlm_occ.models.describe import describe
 from vlm_occ.models.perception import Perception, PerceptionOutput, SceneTokens
 from vlm_occ.types import GroundedObject, GroundingResult, Scene, SceneState
 from vlm_occ.voxels import voxels_in_box
-
-
-@dataclass(frozen=True)
-class ReferredObject:
-    """One decoded object of one query of a batch."""
-
-    scene: int
-    query: int
-    token: int  # row of the scene's voxel tokens
-    target: int  # row of the batch's boxes that the token was matched to, -1 at inference
-    box: Tensor  # [7]
-    voxel_rows: Tensor  # long [W]: rows of `perception.voxel_index` in the object's window
-    mask_logits: Tensor  # [W]
-
-
-@dataclass(frozen=True)
-class GroundingOutput:
-    """What a forward pass gives; losses are made of it outside (vlm_occ/objectives.py)."""
-
-    perception: PerceptionOutput
-    pointer_logits: tuple[Tensor, ...]  # B tensors [Q, N]
-    answer_states: tuple[tuple[Tensor, ...], ...]  # B x Q tensors [l, D]: states of each query's own tokens
-    matches: tuple[Tensor, ...]  # B tensors [M]: the token of each true box, -1 where none
-    objects: tuple[ReferredObject, ...]
 
 
 class VLMOcc(nn.Module):
@@ -60,7 +37,8 @@ class VLMOcc(nn.Module):
         hidden, width, tokens = backbone.hidden_size, config.head_width, config.perception.token_width
         if config.pose_source != "none":
             self.pose = PoseEncoder(hidden, config.pose_source)
-        scale = float(backbone.model.get_input_embeddings().weight.detach().float().std())
+        embeddings = cast(nn.Embedding, backbone.model.get_input_embeddings())
+        scale = float(embeddings.weight.detach().float().std())
         self.voxel_projector = VoxelProjector(tokens, hidden, scale)
         self.pointer = PointerHead(hidden, width)
         self.joint = JointState(hidden, hidden, width)
@@ -205,17 +183,17 @@ class VLMOcc(nn.Module):
     def ground(self, state: SceneState, query: str, *, refine: bool = ...) -> GroundingResult: ...
     @overload
     def ground(
-        self, state: SceneState, query: Sequence[str], *, refine: bool = ...
+        self, state: SceneState, query: list[str] | tuple[str, ...], *, refine: bool = ...
     ) -> list[GroundingResult]: ...
 
     @torch.no_grad()
     def ground(
-        self, state: SceneState, query: str | Sequence[str], *, refine: bool = False
+        self, state: SceneState, query: str | list[str] | tuple[str, ...], *, refine: bool = False
     ) -> GroundingResult | list[GroundingResult]:
         """Ground one query or a list of them in an encoded scene; `refine` cuts voxels to the predicted
         box.
         """
-        queries = [query] if isinstance(query, str) else list(query)
+        queries = [check_query(text) for text in ([query] if isinstance(query, str) else query)]
         ground = self._ground_states(state, queries)
         scores = self.pointer(ground, state.token_states).sigmoid()  # [Q, N]
         results = [
@@ -277,8 +255,12 @@ class VLMOcc(nn.Module):
     @torch.no_grad()
     def ask(self, state: SceneState, question: str, *, max_new_tokens: int = 40) -> str:
         """The language model's own words about an encoded scene, generated greedily."""
-        ids, _ = self.backbone.query_ids(question)
+        ids, _ = self.backbone.query_ids(check_query(question))
         return self.backbone.generate(cast(PrefixState, state.language), ids, max_new_tokens=max_new_tokens)
+
+    def chat(self, scene: Scene) -> Chat:
+        """A conversation about a scene, which is encoded now and once."""
+        return Chat(self, self.encode(scene))
 
     # ------------------------------------------------------------------ weights
 

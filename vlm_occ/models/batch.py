@@ -1,4 +1,4 @@
-"""What one forward pass of VLM-Occ reads."""
+"""What one forward pass of VLM-Occ reads and gives."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from vlm_occ.config import ModelConfig
 from vlm_occ.encoders.inputs import SceneInputs, collate_inputs, prepare_scene
 from vlm_occ.geometry import invert_rigid
+from vlm_occ.models.perception import PerceptionOutput
 from vlm_occ.types import CAMERAS, GroundingQuery, LabelledScene, Scene
 
 
@@ -33,6 +34,30 @@ class Batch:
     frames: tuple[VideoFrames, ...]  # B
     queries: tuple[tuple[GroundingQuery, ...], ...]  # B
     boxes: tuple[Tensor, ...] | None = None  # B tensors [M, 7] that the queries' targets index
+
+
+@dataclass(frozen=True)
+class ReferredObject:
+    """One decoded object of one query of a batch."""
+
+    scene: int
+    query: int
+    token: int  # row of the scene's voxel tokens
+    target: int  # row of the batch's boxes that the token was matched to, -1 at inference
+    box: Tensor  # [7]
+    voxel_rows: Tensor  # long [W]: rows of `perception.voxel_index` in the object's window
+    mask_logits: Tensor  # [W]
+
+
+@dataclass(frozen=True)
+class GroundingOutput:
+    """What a forward pass gives; losses are made of it outside (vlm_occ/objectives.py)."""
+
+    perception: PerceptionOutput
+    pointer_logits: tuple[Tensor, ...]  # B tensors [Q, N]
+    answer_states: tuple[tuple[Tensor, ...], ...]  # B x Q tensors [l, D]: states of each query's own tokens
+    matches: tuple[Tensor, ...]  # B tensors [M]: the token of each true box, -1 where none
+    objects: tuple[ReferredObject, ...]
 
 
 def video_frames(scene: Scene, count: int) -> VideoFrames:

@@ -1,0 +1,144 @@
+"""The evaluation command: every figure of a model on a data set, its protocol, and the real keyframe."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from vlm_occ.data.keyframe_labels import load_labelled_keyframe
+from vlm_occ.data.store import SimulatedScenes
+from vlm_occ.eval.evaluate import (
+    Scenes,
+    evaluate_scenes,
+    summary,
+    token_recall,
+    true_voxels,
+)
+from vlm_occ.eval.metrics import occupancy_iou, summarise
+from vlm_occ.geometry import box_iou_3d
+from vlm_occ.models.adapter import VLMOcc
+
+
+def protocol(model: VLMOcc, name: str, scenes: Scenes, split: str, data: str) -> dict[str, object]:
+    """What is needed to run an evaluation again and to know that it is the same one."""
+    digest = hashlib.sha256()
+    for query in (q for i in range(min(len(scenes), 20)) for q in scenes[i].queries):
+        digest.update(repr((query.text, query.targets)).encode())
+    return {
+        "model": name,
+        "data": data,
+        "split": split,
+        "scenes": len(scenes),
+        "sentences_sha256_of_first_20_scenes": digest.hexdigest(),
+        "truth": "occupied voxels that touch the box (Talk2Occ eq. 1), whole grid, no visibility mask",
+        "iou": "union of the targets' voxels, strict > thresholds",
+        "score_threshold": model.config.score_threshold,
+        "commit": _commit(),
+        "command": " ".join(sys.argv),
+        "hardware": f"{platform.machine()}, {os.cpu_count()} CPU cores, model on {model.device}",
+        "torch": torch.__version__,
+    }
+
+
+def _commit() -> str:
+    """The commit of the working tree, if it is one."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "not a git checkout"
+    return done.stdout.strip()
+
+
+def write_json(values: object, path: Path) -> None:
+    """Write JSON under a temporary name, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(json.dumps(values, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def open_split(data: str, split: str, scenes: int, queries: int) -> tuple[Scenes, Scenes]:
+    """The scenes of an evaluation and the same with held-out words: "sim", or a built Talk2Occ folder."""
+    if data == "sim":
+        if split not in ("calibration", "val", "test"):
+            raise ValueError(f"split {split!r} of the simulator, expected calibration, val or test")
+        return tuple(
+            SimulatedScenes(split, scenes, num_frames=2, num_queries=queries, lexicon=words)  # type: ignore[return-value]
+            for words in ("train", "heldout")
+        )
+    from vlm_occ.data.dataset import Talk2OccDataset
+
+    if split not in ("train", "val", "test"):
+        raise ValueError(f"split {split!r} of {data}, expected train, val or test")
+    dataset = Talk2OccDataset(data, split)
+    return dataset, dataset
+
+
+def evaluate_command(
+    model: str, data: str, split: str, out: str | Path, *, scenes: int = 200, queries: int = 6
+) -> dict[str, object]:
+    """`vlm-occ eval`: every figure of issue 4, written to `out`; the summary is returned.
+
+    `data` is "sim" or a folder of `vlm-occ data talk2occ`. Simulated: `scenes` scenes with `queries`
+    sentences of
+    the training lexicon each and as many of the held-out one.
+    """
+    vlm = VLMOcc.from_pretrained(model)
+    seen, unseen = open_split(data, split, scenes, queries)
+    outcomes = evaluate_scenes(vlm, seen)
+    held_out = evaluate_scenes(vlm, unseen) if unseen is not seen else []
+    result = summary(outcomes)
+    if held_out:
+        result["heldout_words"] = summarise([o.plain for o in held_out])["overall"]
+    for sensors in ("lidar", "cameras"):
+        part = summarise([o.plain for o in evaluate_scenes(vlm, seen, sensors=sensors)])
+        result[f"{sensors}_only"] = {key: part[key] for key in ("overall", "macro_acc25", "no_target")}
+    result["token_recall"] = token_recall(vlm, seen, limit=min(scenes, 100))
+    result["real_keyframe"] = evaluate_keyframe(vlm)
+    result["protocol"] = protocol(vlm, model, seen, split, data)
+    write_json(result, Path(out))
+    return result
+
+
+def evaluate_keyframe(model: VLMOcc) -> dict[str, object] | str:
+    """The ten sentences on the real keyframe: IoU over the LiDAR-occupied voxels, box IoU, centre error."""
+    folder = Path(os.environ.get("VLM_OCC_REAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    if not (folder / "nuscenes_keyframe").is_dir():
+        return "not measured: the real keyframe is not here (VLM_OCC_REAL_DATA)"
+    known = load_labelled_keyframe(folder / "nuscenes_keyframe", folder / "nuscenes_keyframe_queries.json")
+    item = known.item
+    state = model.encode(item.scene)
+    rows = []
+    for query, accepted in zip(item.queries, known.accepted, strict=True):
+        answer = model.ground(state, query.text, refine=False)
+        best = {"iou": 0.0, "box_iou": 0.0, "centre_error_m": float("inf")}
+        for target in accepted:
+            truth = true_voxels(item, [target])
+            predicted = answer.occupancy.cpu() == 2
+            box = item.labels.boxes[target]
+            found = answer.objects[0].box.cpu() if answer.objects else None
+            scores = {
+                "iou": occupancy_iou(predicted & item.labels.mask_lidar, truth),
+                "box_iou": float(box_iou_3d(found[None], box[None])) if found is not None else 0.0,
+                "centre_error_m": float((found[:3] - box[:3]).norm()) if found is not None else float("inf"),
+            }
+            best = max(best, scores, key=lambda s: (s["iou"], s["box_iou"]))
+        rows.append({"query": query.text, "objects": len(answer.objects), **best})
+    right = sum(row["iou"] > 0.5 and row["box_iou"] > 0.5 for row in rows)
+    for row in rows:
+        if row["centre_error_m"] == float("inf"):
+            row["centre_error_m"] = None
+    return {"sentences": rows, "both_iou_above_half": right, "n": len(rows)}

@@ -1,0 +1,102 @@
+"""Which scenes and sentences a run sees at each of its steps: a function of the seed and the step alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch.utils.data import DataLoader
+
+from vlm_occ.config import TrainConfig
+from vlm_occ.data.augment import augment
+from vlm_occ.data.store import SimulatedScenes, permutation, random_bits
+from vlm_occ.types import GroundingQuery, LabelledScene
+
+
+class Scenes(Protocol):
+    """Any indexed collection of labelled scenes."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> LabelledScene: ...
+
+
+def draw_queries(
+    item: LabelledScene, count: int, language_share: float, bits: torch.Generator
+) -> LabelledScene:
+    """The scene with `count` of its sentences; only a share of them keeps the answer's words."""
+    order = torch.randperm(len(item.queries), generator=bits)[:count].tolist()
+    spoken = (torch.rand(len(order), generator=bits) < language_share).tolist()
+    queries: list[GroundingQuery] = []
+    for index, keep in zip(order, spoken, strict=True):
+        query = item.queries[index]
+        queries.append(query if keep else replace(query, answer=""))
+    return replace(item, queries=tuple(queries))
+
+
+@dataclass(frozen=True)
+class StepScenes:
+def draw_queries(
+    item: LabelledScene, count: int, language_share: float, bits: torch.Generator
+) -> LabelledScene:
+
+    source: Scenes
+    config: TrainConfig
+    process: int = 0
+    processes: int = 1
+
+    def __len__(self) -> int:
+        """Forwards of the whole run."""
+        return self.config.steps * self.config.accumulation
+
+    def __getitem__(self, forward: int) -> list[LabelledScene]:
+        """The `scenes_per_step` scenes of a forward, augmented, each with its share of sentences."""
+        count = self.config.scenes_per_step
+        first = (forward * self.processes + self.process) * count
+        return [self._scene(number) for number in range(first, first + count)]
+
+    def _scene(self, number: int) -> LabelledScene:
+        config, source = self.config, self.source
+        epoch, place = divmod(number, len(source))
+        bits = random_bits(config.seed + 17, number)
+        index = int(permutation(len(source), config.seed, epoch)[place])
+        fresh = epoch * len(source) if isinstance(source, SimulatedScenes) else 0  # an epoch's own sentences
+        item = draw_queries(source[fresh + index], config.queries_per_scene, config.language_share, bits)
+        if not config.data.augment:
+            return item
+        turn = 20.0 if config.stage == "perception" else 2.0  # large turns would make sentences untrue
+        return augment(item, bits, config.data, geometric=config.stage != "grounding", turn=turn)
+
+
+def step_loader(scenes: StepScenes, start: int) -> Iterator[list[LabelledScene]]:
+    """The scenes of each forward from step `start` on, made ahead by `data.workers` processes."""
+    order = range(start * scenes.config.accumulation, len(scenes))
+    loader = DataLoader(
+        scenes,  # type: ignore[arg-type]
+        batch_size=None,
+        sampler=order,
+        num_workers=scenes.config.data.workers,
+        multiprocessing_context="spawn" if scenes.config.data.workers else None,
+    )
+    return iter(loader)
+
+
+def open_source(config: TrainConfig) -> Scenes:
+    """The scenes that a run trains on."""
+    data = config.data
+    if data.source != "simulator":
+        raise ValueError(f"data.source = {data.source!r} is not wired yet")
+    total = config.steps * config.scenes_per_step * config.accumulation
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    return SimulatedScenes(
+        "train",
+        data.scenes or total * processes,
+        num_frames=data.num_frames,
+        camera_frames=max(config.model.perception.camera_frames, config.model.vlm_frames),
+        num_queries=0 if config.stage == "perception" else data.queries,
+        balanced=data.balanced,
+        folder=Path(data.keep) if data.keep else None,
+    )
