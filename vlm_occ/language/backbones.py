@@ -17,6 +17,7 @@ from vlm_occ.language.adapters import (
     add_rows,
     load_parameters,
     merge_adapter,
+    weight_of,
 )
 from vlm_occ.language.bases import base_folder, base_hash, default_dtype, load_base, model_type
 from vlm_occ.language.families import FAMILIES, Family, Piece, normalisation
@@ -76,8 +77,8 @@ class Backbone(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The number format of the base."""
-        return self.model.dtype
+        """The number format of the base; adapters and nano's projector are in fp32."""
+        return weight_of(self.model.model.language_model.norm).dtype
 
     def prepare(self, images: Tensor) -> dict[str, Tensor]:
         """Inputs of the vision tower for images uint8 [F, 3, H, W], on the model's device; {} for F = 0."""

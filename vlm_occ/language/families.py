@@ -94,7 +94,9 @@ class LlavaOnevision(Family):
         pixels = torch.cat([item["pixels"] for item in prepared])[
             :, None
         ]  # [F, 1, 3, h, w]: clips of one frame
-        features = inner.get_video_features(pixels.to(self.model.dtype)).pooler_output  # [F, n + 1, D]
+        features = inner.get_video_features(
+            pixels.to(inner.vision_tower.dtype)
+        ).pooler_output  # [F, n + 1, D]
         rows = []
         for clip in features.split([count for count in counts if count]):
             rows += [clip[:, :-1].flatten(0, 1), clip[-1, -1:]]  # every frame's tokens, then one newline
