@@ -48,7 +48,7 @@ def seen_objects(labels: SceneLabels) -> Tensor:
 def perception_terms(
     output: PerceptionOutput, labels: Sequence[SceneLabels], grid: VoxelGrid
 ) -> dict[str, Term]:
-    """The trunk's loss terms: occupancy, semantics, centres, boxes, class, colour and motion of candidates."""
+    """The trunk's terms: occupancy, semantics, centres, boxes, class, colour and motion of candidates."""
     terms = occupancy_terms(output, labels)
     terms.update(centre_terms(output, labels, grid))
     terms.update(attribute_terms(output, labels))

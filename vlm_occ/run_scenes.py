@@ -39,9 +39,7 @@ def draw_queries(
 
 @dataclass(frozen=True)
 class StepScenes:
-def draw_queries(
-    item: LabelledScene, count: int, language_share: float, bits: torch.Generator
-) -> LabelledScene:
+    """The scenes of one process by the number of its forward: a function of the seed and that alone."""
 
     source: Scenes
     config: TrainConfig
