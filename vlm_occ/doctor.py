@@ -23,7 +23,6 @@ REQUIRED = {
     "huggingface-hub": "models by id",
     "gguf": "the embedded default's language model",
     "onnx": "the embedded default's vision tower",
-    "timm": "the image network",
     "numpy": "",
     "scipy": "",
     "pillow": "images",

@@ -113,9 +113,14 @@ def evaluate_command(
     return result
 
 
+def real_data() -> Path:
+    """The folder of the real samples: VLM_OCC_REAL_DATA, or `shared/data` beside the repository."""
+    return Path(os.environ.get("VLM_OCC_REAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
+
+
 def evaluate_keyframe(model: VLMOcc) -> dict[str, object] | str:
     """The ten sentences on the real keyframe: IoU over the LiDAR-occupied voxels, box IoU, centre error."""
-    folder = Path(os.environ.get("VLM_OCC_REAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    folder = real_data()
     if not (folder / "nuscenes_keyframe").is_dir():
         return "not measured: the real keyframe is not here (VLM_OCC_REAL_DATA)"
     known = load_labelled_keyframe(folder / "nuscenes_keyframe", folder / "nuscenes_keyframe_queries.json")
