@@ -1,4 +1,4 @@
-"""Overfit the ten sentences of the real keyframe and ground them from the saved checkpoint in a new process."""
+"""Overfit the ten sentences of the real keyframe; ground them from the checkpoint in a new process."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Latency of grounding: what a scene, a query and a batch of queries cost, beside the bare VLM, in one run."""
+"""Latency of grounding: what a scene, a query and a batch cost, beside the bare VLM, in one run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.models.batch import video_frames
 from vlm_occ.types import Scene
 
-QUERIES = (
+QUERIES: tuple[str, ...] = (
     "the truck in front of us on the left",
     "the person standing next to the truck",
     "the closest barrier ahead of us, on the right",
@@ -86,7 +86,7 @@ def measure(model: VLMOcc, scene: Scene, *, repeat: int = 7) -> Latency:
     return Latency(
         cold=median_seconds(cold, repeat),
         query=median_seconds(lambda: model.ground(state, QUERIES[1], refine=True), repeat),
-        batch=median_seconds(lambda: model.ground(state, list(QUERIES) * 2, refine=True), repeat),
+        batch=median_seconds(lambda: model.ground(state, QUERIES * 2, refine=True), repeat),
         vlm=median_seconds(bare, repeat),
         encoders=median_seconds(encoders, repeat),
         peak_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
@@ -100,7 +100,8 @@ def latency_command(model: str, scene: str, *, repeat: int = 7) -> None:
     vlm = VLMOcc.from_pretrained(model)
     result = measure(vlm, load_scene(scene), repeat=repeat)
     print(
-        f"{model} on {scene}, {vlm.backbone.dtype}, {vlm.device}, {torch.get_num_threads()} threads, {repeat} runs"
+        f"{model} on {scene}, {vlm.backbone.dtype}, {vlm.device}, {torch.get_num_threads()} threads, "
+        f"{repeat} runs"
     )
     for name, value, floor in result.rows():
         print(f"{name:32s} {value:>12s}   {floor}")
