@@ -1,10 +1,10 @@
-"""Lorries, trailers, buses and emergency vehicles."""
+"""Lorries, trailers and buses."""
 
 from __future__ import annotations
 
 from vlm_occ.data.simulator.assemblies import Assembly
 from vlm_occ.data.simulator.draws import DARK_METAL, GLASS, METAL, RGB, Draws
-from vlm_occ.data.simulator.vehicles import LAMP, TAIL, car, lamps, wheels
+from vlm_occ.data.simulator.vehicles import LAMP, TAIL, lamps, wheels
 from vlm_occ.types import COLOURS
 
 LORRY_COLOURS = {
@@ -57,7 +57,7 @@ def truck(draws: Draws, variant: str | None = None) -> Assembly:
     lorry_cab(it, front, width, cab_top, depth, paint, floor - 0.2)
     it.box(((rear + front) / 2, 0, floor), (length - 0.3, width * 0.45, 0.25), DARK_METAL)
     bed_front = front - depth - 0.15
-    _load(draws, it, variant, (rear + 0.02, bed_front), width, floor + 0.15, top, paint, colour)
+    _load(draws, it, variant, (rear + 0.02, bed_front), width, floor + 0.15, top, paint)
     radius = 0.4 if light else draws.uniform(0.48, 0.53)
     rear_axles = (
         (rear + 0.24 * length,)
@@ -79,23 +79,12 @@ def _load(
     floor: float,
     top: float,
     paint: RGB,
-    colour: int,
 ) -> None:
     """What a lorry carries between x = span[0] and span[1], above `floor`."""
     x0, x1 = span
     middle, length = (x0 + x1) / 2, x1 - x0
     if variant == "box truck":
-        body = paint if draws.chance(0.55) or COLOURS[colour] == "white" else draws.paint("white")
-        if body != paint:
-            it.colour = COLOURS.index("white")
-        it.box((middle, 0, (floor + top) / 2), (length, width, top - floor), body)
-        it.box((x0, 0, (floor + top) / 2), (0.05, width * 0.9, (top - floor) * 0.92), draws.shade(METAL))
-        if draws.chance(0.4):  # a painted band with the owner's name
-            it.box(
-                (middle, 0, floor + 0.6 * (top - floor)),
-                (length * 0.7, width + 0.03, 0.35),
-                draws.paint("blue"),
-            )
+        _box_body(draws, it, span, width, (floor, top), paint)
     elif variant == "tanker":
         radius = width * 0.46
         tank = draws.shade(METAL) if draws.chance(0.4) else paint
@@ -120,6 +109,30 @@ def _load(
         it.box((middle, 0, floor + 0.06), (length, width, 0.14), paint)
         it.box((x1 - 0.06, 0, floor + 0.5), (0.12, width, 0.9), paint)
         _bed_load(draws, it, variant, x0, x1, width, floor + 0.13)
+
+
+def _box_body(
+    draws: Draws,
+    it: Assembly,
+    span: tuple[float, float],
+    width: float,
+    heights: tuple[float, float],
+    paint: RGB,
+) -> None:
+    """A closed body in the cab's colour or white, with a rear door and perhaps its owner's band."""
+    (x0, x1), (floor, top) = span, heights
+    middle, length = (x0 + x1) / 2, x1 - x0
+    body = paint if draws.chance(0.55) or COLOURS[it.colour] == "white" else draws.paint("white")
+    if body != paint:
+        it.colour = COLOURS.index("white")
+    it.box((middle, 0, (floor + top) / 2), (length, width, top - floor), body)
+    it.box((x0, 0, (floor + top) / 2), (0.05, width * 0.9, (top - floor) * 0.92), draws.shade(METAL))
+    if draws.chance(0.4):  # a painted band with the owner's name
+        it.box(
+            (middle, 0, floor + 0.6 * (top - floor)),
+            (length * 0.7, width + 0.03, 0.35),
+            draws.paint("blue"),
+        )
 
 
 def _bed_load(
@@ -240,57 +253,3 @@ def _coach(
         it.box((-length / 2, 0, z), (0.05, width * 0.8, 0.7), GLASS, reflectance=0.1)
         for i in range(3):
             it.box(((i - 1) * length * 0.27, 0, z), (0.16, width + 0.06, 0.82), paint)
-
-
-def emergency(draws: Draws, variant: str | None = None) -> Assembly:
-    """A police car, an ambulance or a fire engine with its light bar."""
-    variant = variant or draws.weighted({"police car": 0.62, "ambulance": 0.24, "fire engine": 0.14})
-    if variant == "police car":
-        name = draws.weighted({"white": 0.6, "black": 0.2, "blue": 0.2})
-        it = car(draws, draws.choice(("sedan", "suv")), paint=(COLOURS.index(name), draws.paint(name)))
-        stripe = draws.paint(
-            "black" if name == "white" and draws.chance(0.4) else "blue" if name == "white" else "white"
-        )
-        low, high = it.extent()
-        it.box(
-            (0, 0, 0.66), (0.45 * (high[0] - low[0]), high[1] - low[1] - 0.33, 0.3), stripe, reflectance=0.8
-        )
-        _light_bar(it, -0.15, high[2] + 0.06, 1.1)
-    elif variant == "ambulance":
-        name = draws.weighted({"white": 0.65, "yellow": 0.35})
-        paint = draws.paint(name)
-        length, width, top = draws.uniform(5.6, 6.6), draws.uniform(2.0, 2.3), draws.uniform(2.6, 2.85)
-        it = Assembly("emergency vehicle", variant, colour=COLOURS.index(name))
-        lorry_cab(it, length / 2, width * 0.93, 2.15, 1.9, paint, 0.45)
-        it.box((-0.95, 0, (0.5 + top) / 2), (length - 1.95, width, top - 0.5), paint)
-        band = draws.paint("red" if draws.chance(0.6) else "green")
-        it.box((-0.95, 0, 1.25), (length - 1.9, width + 0.03, 0.35), band, reflectance=0.85)
-        it.box((-length / 2, 0, 1.6), (0.06, width * 0.7, 0.7), GLASS, reflectance=0.1)
-        wheels(it, (length / 2 - 1.1, -length / 2 + 1.4), width / 2, 0.37, 0.24)
-        _light_bar(it, length / 2 - 1.3, 2.23, 1.3)
-    else:
-        it = Assembly("emergency vehicle", variant, colour=COLOURS.index("red"))
-        paint = draws.paint("red")
-        length, width, top = draws.uniform(7.5, 9.5), 2.5, draws.uniform(3.0, 3.3)
-        lorry_cab(it, length / 2, width, 2.9, 2.3, paint, 0.5)
-        it.box((-1.2, 0, (0.6 + top) / 2), (length - 2.4, width, top - 0.6), paint)
-        it.box((-1.2, 0, 1.75), (length - 3.2, width + 0.03, 1.1), draws.shade(METAL))
-        it.box((-1.2, 0, 1.02), (length - 2.4, width + 0.04, 0.16), (0.95, 0.9, 0.3), reflectance=0.95)
-        wheels(it, (length / 2 - 1.5, -length / 2 + 2.2), width / 2, 0.52, 0.32)
-        for side in (-1, 1):  # the ladder's rails on the roof
-            it.beam(
-                (length / 2 - 2.0, side * 0.3, top + 0.15),
-                (-length / 2, side * 0.3, top + 0.15),
-                0.1,
-                0.2,
-                METAL,
-            )
-        _light_bar(it, length / 2 - 0.7, 2.98, 1.8)
-    it.label, it.variant = Assembly("emergency vehicle", variant).label, variant
-    return it
-
-
-def _light_bar(it: Assembly, x: float, z: float, width: float) -> None:
-    """Blue and red lights across a roof."""
-    it.box((x, width / 4, z), (0.28, width / 2, 0.14), (0.05, 0.15, 0.9), reflectance=0.9)
-    it.box((x, -width / 4, z), (0.28, width / 2, 0.14), (0.85, 0.06, 0.08), reflectance=0.9)

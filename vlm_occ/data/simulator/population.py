@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from vlm_occ.data.simulator import cycles, figures, lorries, machines, props, vehicles
+from vlm_occ.data.simulator import cycles, emergency, figures, lorries, machines, props, vehicles
 from vlm_occ.data.simulator.assemblies import Assembly
 from vlm_occ.data.simulator.clearance import Placed, arc
 from vlm_occ.data.simulator.draws import Draws
@@ -22,7 +22,7 @@ def populate(crowd: Crowd, left: dict[str, int]) -> None:
         "bus": lorries.bus,
         "construction vehicle": machines.construction_vehicle,
         "truck": lorries.truck,
-        "emergency vehicle": lorries.emergency,
+        "emergency vehicle": emergency.emergency,
         "bicycle rack": cycles.bicycle_rack,
     }
     for name, build in builders.items():

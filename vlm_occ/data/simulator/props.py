@@ -63,50 +63,60 @@ def barrier(draws: Draws, variant: str | None = None, *, paint: tuple[int, RGB] 
 
 
 def debris(draws: Draws, variant: str | None = None) -> Assembly:
-    """A heap of soil with rubble, a pile of boards, or fallen branches and bags."""
+    """A heap of soil with rubble, a pile of boards, or rubbish bags."""
     variant = variant or draws.weighted({"heap": 0.45, "boards": 0.25, "bags": 0.3})
     it = Assembly("debris", variant)
     size = draws.uniform(0.9, 2.6)
-    if variant == "heap":
-        it.colour = COLOURS.index("brown")
-        soil = draws.shade((0.36, 0.27, 0.18))
-        for i in range(3):
-            x, y = (0.0, 0.0) if i == 0 else (draws.normal(0, size * 0.25), draws.normal(0, size * 0.25))
-            wide = size * (1.0 if i == 0 else draws.uniform(0.4, 0.7))
-            it.ellipsoid(
-                (x, y, 0.27 * wide), (wide, wide * draws.uniform(0.7, 1.0), wide * 0.54), draws.shade(soil)
-            )
-        for _ in range(4):
-            x, y = draws.normal(0, size * 0.35), draws.normal(0, size * 0.35)
-            it.box(
-                (x, y, 0.1),
-                (0.25, 0.18, 0.18),
-                draws.shade((0.5, 0.48, 0.45)),
-                yaw=draws.uniform(0, 3),
-                pitch=0.3,
-            )
-    elif variant == "boards":
-        it.colour = COLOURS.index("brown")
-        for i in range(draws.integer(4, 7)):
-            yaw, tilt = draws.normal(0, 0.35), draws.normal(0, 0.06)
-            board = draws.shade((0.5, 0.36, 0.2), 0.25)
-            it.box(
-                (draws.normal(0, 0.15), draws.normal(0, 0.25), 0.06 + 0.07 * i),
-                (size * 1.2, 0.2, 0.06),
-                board,
-                yaw=yaw,
-                pitch=tilt,
-            )
-    else:
-        colour, paint = draws.body_colour({"black": 0.5, "white": 0.3, "blue": 0.2})
-        it.colour = colour
-        for i in range(draws.integer(3, 6)):
-            x, y = (0.0, 0.0) if i == 0 else (draws.normal(0, 0.3), draws.normal(0, 0.3))
-            z = 0.24 if i < 4 else 0.55
-            it.ellipsoid(
-                (x, y, z), (draws.uniform(0.45, 0.65), 0.5, 0.48), draws.shade(paint), yaw=draws.uniform(0, 3)
-            )
+    {"heap": _heap, "boards": _boards, "bags": _bags}[variant](draws, it, size)
     return it
+
+
+def _heap(draws: Draws, it: Assembly, size: float) -> None:
+    it.colour = COLOURS.index("brown")
+    soil = draws.shade((0.36, 0.27, 0.18))
+    for i in range(3):
+        x, y = (0.0, 0.0) if i == 0 else (draws.normal(0, size * 0.25), draws.normal(0, size * 0.25))
+        wide = size * (1.0 if i == 0 else draws.uniform(0.4, 0.7))
+        shade, high = draws.shade(soil), wide * draws.uniform(0.4, 0.55)
+        it.rod(
+            (x, y, 0), (x, y, high * 0.4), wide * 0.48, shade
+        )  # a foot, so that the heap does not overhang
+        it.ellipsoid((x, y, high / 2), (wide * 0.93, wide * 0.93, high), shade)
+    for _ in range(4):
+        x, y = draws.normal(0, size * 0.35), draws.normal(0, size * 0.35)
+        it.box(
+            (x, y, 0.1),
+            (0.25, 0.18, 0.18),
+            draws.shade((0.5, 0.48, 0.45)),
+            yaw=draws.uniform(0, 3),
+            pitch=0.3,
+        )
+
+
+def _boards(draws: Draws, it: Assembly, size: float) -> None:
+    it.colour = COLOURS.index("brown")
+    for i in range(draws.integer(4, 7)):
+        yaw, tilt = draws.normal(0, 0.35), draws.normal(0, 0.06)
+        board = draws.shade((0.5, 0.36, 0.2), 0.25)
+        it.box(
+            (draws.normal(0, 0.15), draws.normal(0, 0.25), 0.06 + 0.07 * i),
+            (size * 1.2, 0.2, 0.06),
+            board,
+            yaw=yaw,
+            pitch=tilt,
+        )
+
+
+def _bags(draws: Draws, it: Assembly, size: float) -> None:
+    reach = 0.15 * size + 0.1
+    colour, paint = draws.body_colour({"black": 0.5, "white": 0.3, "blue": 0.2})
+    it.colour = colour
+    for i in range(draws.integer(3, 6)):
+        x, y = (0.0, 0.0) if i == 0 else (draws.normal(0, reach), draws.normal(0, reach))
+        z = 0.24 if i < 4 else 0.55
+        it.ellipsoid(
+            (x, y, z), (draws.uniform(0.45, 0.65), 0.5, 0.48), draws.shade(paint), yaw=draws.uniform(0, 3)
+        )
 
 
 def movable_object(draws: Draws, variant: str | None = None) -> Assembly:

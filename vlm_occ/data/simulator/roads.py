@@ -167,31 +167,13 @@ def draw_road_map(draws: Draws) -> RoadMap:
     streets, crossing, junction = [main], [], None
     if kind == "junction":
         junction = draws.uniform(-14, 30)
-        other = draw_street(draws, handed, urban=urban)
-        ends = draws.weighted({"both": 0.6, "left": 0.2, "right": 0.2})
-        heading = math.pi / 2 + draws.uniform(-0.2, 0.2)
-        other = replace(
-            other,
-            x=junction,
-            heading=heading,
-            parking=(False, False),
-            start=0.0 if ends == "left" else other.start,
-            end=0.0 if ends == "right" else other.end,
-        )
+        other = _draw_crossing_street(draws, handed, junction, urban=urban)
         streets.append(other)
         reach = max(-other.kerb[0], other.kerb[1]) + 4.5
         crossing = [s for s in (junction - reach, junction + reach) if draws.chance(0.6)]
     elif urban and draws.chance(0.4):
         crossing = [draws.uniform(-25, 35)]
-    lot = None
-    if draws.chance(0.3):
-        side = draws.sign()
-        edge = main.kerb[0] - main.pavement[0] if side < 0 else main.kerb[1] + main.pavement[1]
-        near, far = edge + side * 0.5, edge + side * 16.5
-        low = (
-            draws.uniform(-35, 5) if junction is None else (junction + 14 if junction < 0 else junction - 44)
-        )
-        lot = (low, low + draws.uniform(16, 30), min(near, far), max(near, far))
+    lot = _draw_lot(draws, main, junction) if draws.chance(0.3) else None
     grey = draws.uniform(0.2, 0.36)
     asphalt = (grey, grey, grey * draws.uniform(0.98, 1.06))
     stone = draws.uniform(0.42, 0.62)
@@ -199,3 +181,27 @@ def draw_road_map(draws: Draws) -> RoadMap:
     soils: list[RGB] = [(0.22, 0.36, 0.13), (0.34, 0.40, 0.17), (0.42, 0.36, 0.22), (0.27, 0.33, 0.15)]
     soil = draws.shade(draws.choice(soils))
     return RoadMap(tuple(streets), tuple(crossing), junction, lot, urban, handed, asphalt, paving, soil)
+
+
+def _draw_crossing_street(draws: Draws, handed: int, junction: float, *, urban: bool) -> Street:
+    """A street across the main one at `junction`, or one that ends there, to the left or to the right."""
+    street = draw_street(draws, handed, urban=urban)
+    ends = draws.weighted({"both": 0.6, "left": 0.2, "right": 0.2})
+    return replace(
+        street,
+        x=junction,
+        heading=math.pi / 2 + draws.uniform(-0.2, 0.2),
+        parking=(False, False),
+        start=0.0 if ends == "left" else street.start,
+        end=0.0 if ends == "right" else street.end,
+    )
+
+
+def _draw_lot(draws: Draws, main: Street, junction: float | None) -> tuple[float, float, float, float]:
+    """A car park 16 m deep behind a pavement of the main street, away from the junction."""
+    side = draws.integer(0, 1)
+    outward = 2 * side - 1
+    near, far = main.edge(side) + outward * 0.5, main.edge(side) + outward * 16.5
+    free = draws.uniform(-35, 5)
+    low = free if junction is None else junction + 14 if junction < 0 else junction - 44
+    return low, low + draws.uniform(16, 30), min(near, far), max(near, far)

@@ -71,11 +71,8 @@ def car(draws: Draws, variant: str | None = None, *, paint: tuple[int, RGB] | No
         it.box(((rear + deck) / 2 + 0.03, 0, belt - 0.1), (boot, width * 0.94, 0.2), body_paint)
     rake = (0.62 if variant in ("sedan", "hatchback", "estate") else 0.42) * (height - belt) / 0.55
     tail = 0.5 * rake if variant == "sedan" else 0.2 * rake
-    roof_front, roof_rear = screen - rake, deck + tail
-    cabin = width * 0.84
-    _glasshouse(
-        it, screen, deck, roof_front, roof_rear, belt, height, cabin, body_paint, closed=variant == "van"
-    )
+    spans = ((deck, screen), (deck + tail, screen - rake))
+    _glasshouse(it, *spans, (belt, height), width * 0.84, body_paint, closed=variant == "van")
     if variant == "pickup":
         it.box((rear + boot / 2, 0, belt - 0.02), (boot * 0.9, width * 0.8, 0.06), DARK_METAL)
     it.box((0, 0, sill + 0.06), (length, width * 0.96, 0.22), (0.1, 0.1, 0.1))
@@ -92,40 +89,22 @@ def car(draws: Draws, variant: str | None = None, *, paint: tuple[int, RGB] | No
 
 def _glasshouse(
     it: Assembly,
-    screen: float,
-    deck: float,
-    roof_front: float,
-    roof_rear: float,
-    belt: float,
-    height: float,
+    belt_span: tuple[float, float],
+    roof_span: tuple[float, float],
+    heights: tuple[float, float],
     cabin: float,
     paint: RGB,
     *,
     closed: bool,
 ) -> None:
     """The upper body: slanting windscreen and rear window, dark side glass, pillar and roof."""
+    (deck, screen), (roof_rear, roof_front), (belt, height) = belt_span, roof_span, heights
     top = height - 0.07
-    it.box(
-        ((roof_front + roof_rear) / 2, 0, (belt + top) / 2),
-        (roof_front - roof_rear, cabin, top - belt),
-        GLASS,
-    )
-    it.box(
-        ((roof_front + roof_rear) / 2, 0, height - 0.04),
-        (roof_front - roof_rear + 0.06, cabin + 0.02, 0.08),
-        paint,
-    )
-    it.beam(
-        (roof_front - 0.12, 0, top - 0.04),
-        (screen - 0.06, 0, belt - 0.05),
-        cabin,
-        0.2,
-        GLASS,
-        reflectance=0.1,
-    )
-    it.beam(
-        (roof_rear + 0.12, 0, top - 0.04), (deck + 0.06, 0, belt - 0.05), cabin, 0.2, GLASS, reflectance=0.1
-    )
+    middle, length = (roof_front + roof_rear) / 2, roof_front - roof_rear
+    it.box((middle, 0, (belt + top) / 2), (length, cabin, top - belt), GLASS)
+    it.box((middle, 0, height - 0.04), (length + 0.06, cabin + 0.02, 0.08), paint)
+    for roof, foot in ((roof_front - 0.12, screen - 0.06), (roof_rear + 0.12, deck + 0.06)):
+        it.beam((roof, 0, top - 0.04), (foot, 0, belt - 0.05), cabin, 0.2, GLASS, reflectance=0.1)
     if closed:  # a panel van: no windows behind the front doors
         split = roof_front - 0.75
         it.box(
@@ -134,5 +113,5 @@ def _glasshouse(
             paint,
         )
     else:
-        middle = roof_front * 0.45 + roof_rear * 0.55
-        it.box((middle, 0, (belt + top) / 2), (0.12, cabin + 0.03, top - belt), paint)
+        pillar = roof_front * 0.45 + roof_rear * 0.55
+        it.box((pillar, 0, (belt + top) / 2), (0.12, cabin + 0.03, top - belt), paint)

@@ -165,18 +165,12 @@ def _to_world(
     tracks = torch.tensor(
         [(*placing.pose(o.x, o.y, o.yaw), o.speed, o.yaw_rate) for o in placed], dtype=torch.float64
     ).reshape(-1, 5)
-    route = torch.tensor([placing.pose(*pose) for pose in ego], dtype=torch.float64)  # [T, 3]
-    z = height + slope[0] * route[:, 0] + slope[1] * route[:, 1]
-    ego_poses = rigid(plane @ rotation_z(route[:, 2]), torch.stack([route[:, 0], route[:, 1], z], dim=-1))
-    parts: list[Part] = [part for o in placed for part in o.assembly.parts]
-    instance = [i for i, o in enumerate(placed) for _ in o.assembly.parts]
-    semantic = [SEMANTIC_OF_LABEL[placed[i].assembly.label] for i in instance]
     heading = torch.stack([torch.cos(tracks[:, 2]), torch.sin(tracks[:, 2])], dim=-1)
     return World(
         seed=seed,
         ground=ground,
         **vars(draw_appearance(draws)),
-        ego_poses=ego_poses,
+        ego_poses=_ego_poses(ego, placing, plane),
         timestamps=(torch.arange(len(ego), dtype=torch.float64) - (len(ego) - 1)) * FRAME_SECONDS,
         labels=torch.tensor([o.assembly.label for o in placed], dtype=torch.long),
         variants=tuple(o.assembly.variant for o in placed),
@@ -187,11 +181,28 @@ def _to_world(
         places=tuple(roads.place_of(o.x, o.y, moving=o.speed > 0) for o in placed),
         calibration_seed=draws.integer(0, 2**30),
         ego_height_jitter=draws.normal(0.0, 0.04),
-        parts=to_solids(parts, semantic=semantic, instance=instance),
+        parts=_object_parts(placed),
         background=_background(scenery, placing, plane),
         tracks=tracks,
         plane=plane,
     )
+
+
+def _object_parts(placed: list[Placed]) -> Solids:
+    """The objects' solids, each in the frame of its object."""
+    parts: list[Part] = [part for o in placed for part in o.assembly.parts]
+    instance = [i for i, o in enumerate(placed) for _ in o.assembly.parts]
+    semantic = [SEMANTIC_OF_LABEL[placed[i].assembly.label] for i in instance]
+    return to_solids(parts, semantic=semantic, instance=instance)
+
+
+def _ego_poses(ego: list[tuple[float, float, float]], placing: Placing, plane: Tensor) -> Tensor:
+    """world_from_ego [T, 4, 4] (float64) of poses in the layout frame, on the ground."""
+    x, y, yaw = torch.tensor([placing.pose(*pose) for pose in ego], dtype=torch.float64).unbind(
+        -1
+    )  # [T] each
+    z = placing.height + placing.slope[0] * x + placing.slope[1] * y
+    return rigid(plane @ rotation_z(yaw), torch.stack([x, y, z], dim=-1))
 
 
 def _background(scenery: Scenery, placing: Placing, plane: Tensor) -> Solids:
