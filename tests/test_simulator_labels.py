@@ -176,7 +176,7 @@ def test_an_object_behind_a_wall_is_not_visible_and_in_front_it_is() -> None:
             both, flat_ground(), LEVEL, cameras, daylight(), num_objects=1, seed=0
         )
         assert render.covered[0] > 100
-        share = rendering.visible_pixels(render, 1)[0] / render.covered[0]
+        share = render.visible[0] / render.covered[0]
         assert share.item() == pytest.approx(fraction, abs=0.01)
 
 

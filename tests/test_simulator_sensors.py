@@ -99,7 +99,7 @@ def test_the_face_of_a_hit_is_the_one_its_point_lies_on() -> None:
     hits = cast(solids, lines, rendering.camera_candidates(solids, cameras))
     origin, ray = all_rays(lines)
     flat = ((hits.solid >= 0) & (hits.face < 6)).flatten()
-    solid, face = hits.solid.flatten()[flat], hits.face.flatten()[flat]
+    solid, face = hits.solid.flatten()[flat].long(), hits.face.flatten()[flat].long()
     point = origin[flat] + ray[flat] / hits.inverse.flatten()[flat, None]
     local = ((point - solids.centre[solid])[:, None] @ solids.rotation[solid])[:, 0] / solids.half_size[solid]
     along = local.gather(1, (face // 2)[:, None])[:, 0]

@@ -60,15 +60,15 @@ def voxelise(
         pairs = _touching(pairs, solids, half, grid)
         winner.scatter_reduce_(0, pairs.voxel, rank[pairs.solid], "amax")
     surface, floor = _ground_voxels(ground, world_from_ego, grid, device)
-    taken = winner >= 0
     semantics, instance = surface.flatten(), torch.full_like(winner, -1)
+    taken = (winner >= 0).nonzero()[:, 0]
     if len(order):
-        solid = order[winner.clamp(min=0)]
-        semantics = torch.where(taken, solids.semantic[solid].to(torch.uint8), semantics)
-        instance = torch.where(taken, solids.instance[solid], -1)
+        solid = order[winner[taken]]
+        semantics[taken] = solids.semantic[solid].to(torch.uint8)
+        instance[taken] = solids.instance[solid]
+    floor[taken] = False
     inner = _inner(semantics.view(grid.shape), instance.view(grid.shape)).flatten()
     semantics, instance = semantics.masked_fill(inner, FREE), instance.masked_fill(inner, -1)
-    floor &= ~taken
     return VoxelTruth(semantics.view(grid.shape), instance.view(grid.shape), floor.view(grid.shape))
 
 
@@ -182,8 +182,8 @@ def _ground_voxels(
 ) -> tuple[Tensor, Tensor]:
     """Semantics uint8 [X, Y, Z] of the ground alone, and its voxels bool [X * Y * Z]."""
     plane = ground_plane(ground, world_from_ego, device=device)
-    centre = grid.centers(device=device)[:, :, 0].clone()  # [X, Y, 3]
-    centre[..., 2] = ground_height(plane, centre)
+    columns, _ = _columns(grid, device)
+    centre = torch.cat([columns, ground_height(plane, columns)[..., None]], dim=-1)  # [X, Y, 3]
     index, inside = grid.index_of(centre.reshape(-1, 3))
     cells = ground_cells(centre.reshape(-1, 3), ground, world_from_ego)
     semantics = torch.full(grid.shape, FREE, dtype=torch.uint8, device=device)
@@ -207,40 +207,56 @@ def camera_mask(
     projects to a pixel that sees at least as far; of two rows the upper, which sees farther on the ground.
     """
     lines = camera_lines(rig)
-    distance = render.depth.reshape(len(lines.base), -1)
-    seen = torch.zeros(grid.shape, dtype=torch.bool, device=distance.device).flatten()
-    ends = torch.zeros_like(distance, dtype=torch.long)
-    inside = torch.isfinite(distance)
-    for axis in range(3):
-        ray = lines.base[:, axis, None] + lines.position * lines.step[:, axis, None]
-        scaled = (lines.origin[:, axis, None] + distance * ray - grid.origin[axis]) / grid.voxel_size
-        inside &= (scaled >= 0) & (scaled < grid.shape[axis])
-        ends = ends * grid.shape[axis] + scaled.nan_to_num(0, 0, 0).long()
-    seen[ends[inside]] = True
-    return seen.view(grid.shape) | _centres_seen(truth, render, rig, plane, grid)
+    device, height = lines.base.device, rig.image_size[0]
+    seen = torch.zeros([extent + 2 for extent in grid.shape], dtype=torch.bool, device=device)  # with a rim
+    block = height if device.type == "cpu" else len(lines.base)
+    for first in range(0, len(lines.base), block):
+        part = slice(first, first + block)
+        distance = render.depth.view(len(lines.base), -1)[part].clamp(max=1e4)
+        index = torch.zeros_like(distance)  # a whole number below 2^24, exact
+        for axis, extent in enumerate(grid.shape):
+            base, step = (value[part, axis, None] / grid.voxel_size for value in (lines.base, lines.step))
+            origin = (lines.origin[part, axis, None] - grid.origin[axis]) / grid.voxel_size
+            place = torch.addcmul(origin, distance, torch.addcmul(base, step, lines.position))
+            index = index * (extent + 2) + (place + 1).clamp_(0, extent + 1).floor_()
+        seen.view(-1).index_fill_(0, index.flatten().long(), True)
+    return seen[1:-1, 1:-1, 1:-1] | _centres_seen(truth, render, rig, plane, grid)
+
+
+def _columns(grid: VoxelGrid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Centres of the columns [X, Y, 2] and of the layers [Z] of a grid."""
+    x, y, z = (
+        grid.origin[i] + (torch.arange(grid.shape[i], device=device) + 0.5) * grid.voxel_size
+        for i in range(3)
+    )
+    return torch.stack(torch.meshgrid(x, y, indexing="ij"), dim=-1), z
 
 
 def _centres_seen(
     truth: VoxelTruth, render: CameraRender, rig: CameraRig, plane: Plane, grid: VoxelGrid
 ) -> Tensor:
     """Voxels whose centre (or ground point) is not hidden from some camera, bool [X, Y, Z]."""
-    centre = grid.centers(device=render.depth.device)  # [X, Y, Z, 3]
-    columns = centre[:, :, 0, :2].reshape(-1, 2)
-    height = centre[0, 0, :, 2].expand(len(columns), -1)  # [C, Z]
-    floor = ground_height(plane, torch.cat([columns, columns[:, :1]], -1))[:, None] + 0.01
-    height = torch.where(truth.ground.view(height.shape), floor, height)
+    columns, layers = _columns(grid, render.depth.device)
+    columns = columns.reshape(-1, 2)
+    height = layers.repeat(len(columns), 1)  # [C, Z]
+    column, layer = truth.ground.view(height.shape).nonzero(as_tuple=True)
+    height[column, layer] = ground_height(plane, columns)[column] + 0.01
     seen = torch.zeros_like(height, dtype=torch.bool)
     rows, width = rig.image_size
+    # A rim that sees nothing takes all points outside the image.
+    depth = torch.nn.functional.pad(render.depth, (1, 1, 1, 1), value=-1.0).flatten(1)
     for camera, camera_from_ego in enumerate(invert_rigid(rig.ego_from_camera)):  # six steps
-        pixel_from_ego = rig.intrinsics[camera] @ camera_from_ego[:3]  # [3, 4]
-        flat = columns @ pixel_from_ego[:, :2].T + pixel_from_ego[:, 3]  # [C, 3]
-        side = flat[:, 0] / flat[:, 2].clamp(min=0.1)
-        wedge = ((flat[:, 2] > -0.5) & (side > -0.2 * width) & (side < 1.2 * width)).nonzero()[:, 0]
-        image = [flat[wedge, i, None] + pixel_from_ego[i, 2] * height[wedge] for i in range(3)]  # [W, Z]
-        u, v = (image[0] / image[2]).round(), (image[1] / image[2]).floor()
-        ok = (image[2] > 0.1) & (u >= 0) & (u < width) & (v >= 0) & (v < rows)
-        pixel = (v.clamp(0, rows - 1).nan_to_num() * width + u.clamp(0, width - 1).nan_to_num()).long()
-        seen[wedge] |= ok & (image[2] <= render.depth[camera].flatten()[pixel])
+        pixel_from_ego = (rig.intrinsics[camera] @ camera_from_ego[:3]).tolist()  # [3, 4]
+        flat = [columns[:, 0] * row[0] + columns[:, 1] * row[1] + row[3] for row in pixel_from_ego]
+        side = flat[0] / flat[2].clamp(min=0.1)
+        wedge = ((flat[2] > 0.5) & (side > -0.2 * width) & (side < 1.2 * width)).nonzero()[:, 0]
+        level = height.index_select(0, wedge)  # [W, Z]
+        x, y, z = (flat[i].index_select(0, wedge)[:, None] + pixel_from_ego[i][2] * level for i in range(3))
+        z = z.clamp(min=0.1)
+        u, v = (x / z + 1.5).clamp_(0, width + 1).floor_(), (y / z + 1).clamp_(0, rows + 1).floor_()
+        pixel = (v * (width + 2) + u).int().flatten()
+        visible = z.flatten() <= depth[camera].index_select(0, pixel)
+        seen[wedge] = seen.index_select(0, wedge) | visible.view(z.shape)
     return seen.view(grid.shape)
 
 

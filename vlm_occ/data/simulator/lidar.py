@@ -80,11 +80,11 @@ def scan(
     plane = ground_plane(ground, world_from_ego, device=device)
     floor = ground_inverse(plane, lines)
     inverse = torch.maximum(hits.inverse, floor)
-    solid = torch.where(hits.inverse > floor, hits.solid, -1)
+    solid = hits.solid.masked_fill(hits.inverse <= floor, -1)
     slant = (1 + lines.position**2).sqrt()  # [S] range per horizontal range
     met = (inverse * LIDAR_RANGE > slant) & ~_meets_ego(lines, inverse)
     line, beam = met.nonzero(as_tuple=True)
-    solid, face = solid[line, beam], hits.face[line, beam]
+    solid, face = solid[line, beam].long(), hits.face[line, beam].long()
     ray = lines.base[line] + lines.position[beam, None] * lines.step[line]  # [N, 3]
     surface = lines.origin[0] + ray / inverse[line, beam][:, None]
     distance = slant[beam] / inverse[line, beam]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from vlm_occ.data.simulator.objects import Ground, Solids
-from vlm_occ.data.simulator.scanlines import Hits, cast, covered_samples
+from vlm_occ.data.simulator.scanlines import cast, covered_samples
 from vlm_occ.data.simulator.shading import shade
 from vlm_occ.data.simulator.spans import Candidates, Scanlines
 from vlm_occ.data.simulator.world import Appearance
@@ -25,7 +25,8 @@ class CameraRender:
 
     images: Tensor  # uint8 [V, 3, H, W]
     depth: Tensor  # float32 [V, H, W] metres along the optical axis, infinite in the sky
-    instance: Tensor  # long [V, H, W], -1 on background, ground and sky
+    instance: Tensor  # int32 [V, H, W], -1 on background, ground and sky
+    visible: Tensor  # long [M]: pixels of each object, all cameras together
     covered: Tensor  # long [M]: pixels each object would have if it were alone, all cameras together
 
 
@@ -91,17 +92,17 @@ def camera_candidates(solids: Solids, rig: CameraRig) -> Candidates:
     corners = solid_corners(solids).reshape(1, -1, 3)
     local = corners @ camera_from_ego[:, :3, :3].transpose(-1, -2) + camera_from_ego[:, None, :3, 3]
     image = local @ rig.intrinsics.transpose(-1, -2)  # [V, P * 8, 3]
-    depth = image[..., 2].view(num_cameras, num_solids, 8)
-    pixel = (image[..., :2] / image[..., 2:].clamp(min=NEAR)).view(num_cameras, num_solids, 8, 2)
-    low, high = pixel.amin(2), pixel.amax(2)  # [V, P, 2]
-    front = depth.amin(-1) > NEAR
-    limit = torch.tensor([width, height], device=low.device)
-    overlaps = ((high >= 0) & (low <= limit - 1)).all(-1) & front
-    crossing = ~front & (depth.amax(-1) > 0)
-    camera, solid = (overlaps | crossing).nonzero(as_tuple=True)
+    x, y, depth = image.view(num_cameras, num_solids, 8, 3).unbind(-1)
+    # In homogeneous coordinates: beyond a border with all corners, be they behind the camera or not.
+    beyond = [x < 0, y < 0, x > (width - 1) * depth, y > (height - 1) * depth, depth <= 0]
+    seen = ~torch.stack([outside.all(-1) for outside in beyond]).any(0)  # [V, P]
+    row = y / depth.clamp(min=NEAR)
+    low, high = row.amin(-1), row.amax(-1)
+    crossing = depth.amin(-1) <= NEAR
+    camera, solid = seen.nonzero(as_tuple=True)
     whole = crossing[camera, solid]
-    first = torch.where(whole, 0, low[camera, solid, 1].ceil().clamp(min=0)).long()
-    last = torch.where(whole, height - 1, high[camera, solid, 1].floor().clamp(max=height - 1)).long()
+    first = torch.where(whole, 0, low[camera, solid].ceil().clamp(min=0)).long()
+    last = torch.where(whole, height - 1, high[camera, solid].floor().clamp(max=height - 1)).long()
     return Candidates(solid, camera * height + first, (last - first + 1).clamp(min=0))
 
 
@@ -128,21 +129,15 @@ def render_cameras(
     plane = ground_plane(ground, world_from_ego, device=lines.base.device)
     floor = ground_inverse(plane, lines)
     shape = (len(rig.intrinsics), *rig.image_size)
-    on_solid = hits.inverse > floor
+    solid = hits.solid.masked_fill(hits.inverse <= floor, -1)
     inverse = torch.maximum(hits.inverse, floor)
-    hits = Hits(
-        inverse,
-        torch.where(on_solid, hits.solid, -1),
-        hits.face,
-        hits.span_line,
-        hits.span_solid,
-        hits.span_range,
-    )
+    hits = replace(hits, inverse=inverse, solid=solid)
     images = shade(hits, lines, solids, ground, world_from_ego, look, seed=seed, shape=shape)
-    instance = torch.cat([solids.instance, solids.instance.new_full((1,), -1)])[hits.solid]
-    depth = (1 / inverse).view(shape)  # 1 / 0 is infinite
+    owner = torch.cat([solids.instance.new_full((1,), -1), solids.instance]).int()
+    instance = owner.index_select(0, solid.flatten() + 1)
     covered = covered_samples(hits, solids.instance, num_groups=num_objects)
-    return CameraRender(images, depth, instance.view(shape), covered)
+    visible = torch.bincount(instance + 1, minlength=num_objects + 1)[1 : num_objects + 1]
+    return CameraRender(images, (1 / inverse).view(shape), instance.view(shape), visible, covered)
 
 
 def visible_boxes(render: CameraRender, num_objects: int) -> Tensor:
@@ -155,12 +150,6 @@ def visible_boxes(render: CameraRender, num_objects: int) -> Tensor:
     boxes.scatter_reduce_(0, slot[:, None].expand(-1, 4), value, "amax")
     boxes = torch.where(torch.isinf(boxes), torch.nan, boxes)
     return (boxes * boxes.new_tensor([-1.0, -1.0, 1.0, 1.0])).view(num_cameras, num_objects, 4)
-
-
-def visible_pixels(render: CameraRender, num_objects: int) -> Tensor:
-    """Visible pixels [M] of each object, all cameras together."""
-    seen = render.instance[render.instance >= 0]
-    return torch.bincount(seen, minlength=num_objects)
 
 
 def ground_cells(points: Tensor, ground: Ground, world_from_ego: Tensor) -> Tensor:

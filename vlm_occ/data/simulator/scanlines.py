@@ -21,11 +21,11 @@ class Hits:
     """Nearest hits of rays in lines, and the parts of lines that each solid would cover if it were alone."""
 
     inverse: Tensor  # float32 [L, S]: 1 / t, 0 where nothing is hit
-    solid: Tensor  # long [L, S], -1 where nothing is hit
-    face: Tensor  # long [L, S]: 2 * axis + side, or CURVED
-    span_line: Tensor  # long [R]
-    span_solid: Tensor  # long [R]
-    span_range: Tensor  # long [R, 2]: first sample, one past the last
+    solid: Tensor  # int32 [L, S], -1 where nothing is hit
+    face: Tensor  # int32 [L, S]: 2 * axis + side, or CURVED
+    span_line: Tensor  # int32 [R]
+    span_solid: Tensor  # int32 [R]
+    span_range: Tensor  # int32 [R, 2]: first sample, one past the last
 
 
 def cast(solids: Solids, lines: Scanlines, candidates: Candidates, *, chunk: int | None = None) -> Hits:
@@ -36,25 +36,21 @@ def cast(solids: Solids, lines: Scanlines, candidates: Candidates, *, chunk: int
     if chunk is None:
         chunk = 1 << (17 if lines.base.device.type == "cpu" else 23)
     groups = find_spans(solids, lines, candidates)
-    num_lines, num_samples = len(lines.base), len(lines.position)
-    nearest = torch.zeros(num_lines * num_samples, dtype=torch.long, device=lines.base.device)
-    offset = 0
+    shape = (len(lines.base), len(lines.position))
+    nearest = torch.zeros(shape[0] * shape[1], dtype=torch.long, device=lines.base.device)
+    offset = 1  # number 0 stands for no hit
     for spans in groups:
         for part in _slices(spans.count, chunk):
-            _rasterise(spans, part, lines.position.double(), nearest, offset)
+            _rasterise(spans, part, lines.position, nearest, offset)
         offset += len(spans.line)
     span_solid, start, count, face, line = (
         torch.cat([getattr(spans, name) for spans in groups])
         for name in ("solid", "start", "count", "face", "line")
     )
-    found = nearest >= 1 << 32
-    index = nearest & 0xFFFFFFFF
-    absent = torch.full_like(span_solid[:1], -1) if len(span_solid) else span_solid.new_full((1,), -1)
-    # Row 0 stands for "nothing", so that one gather serves all rays.
-    solid = torch.cat([absent, span_solid])[torch.where(found, index + 1, 0)]
-    code = torch.cat([absent, face])[torch.where(found, index + 1, 0)]
-    inverse = (nearest >> 32).int().view(torch.float32)
-    shape = (num_lines, num_samples)
+    halves = nearest.view(torch.int32).view(-1, 2)  # little-endian: number, bits of w
+    number, inverse = halves[:, 0].contiguous(), halves[:, 1].contiguous().view(torch.float32)
+    absent = span_solid.new_full((1,), -1)
+    solid, code = (torch.cat([absent, value]).index_select(0, number) for value in (span_solid, face))
     extent = torch.stack([start, start + count], dim=-1)
     return Hits(inverse.view(shape), solid.view(shape), code.view(shape), line, span_solid, extent)
 
@@ -71,28 +67,34 @@ def _slices(count: Tensor, chunk: int) -> list[slice]:
 
 
 def _rasterise(spans: Spans, part: slice, position: Tensor, nearest: Tensor, offset: int) -> None:
-    """Put a slice of spans into `nearest` [L * S]: w above the span's number, the largest wins."""
-    count = spans.count[part]
-    row = torch.repeat_interleave(count)  # [N]: the span of each pair
-    first = torch.cumsum(count, 0) - count
-    sample = torch.arange(len(row), device=row.device) + (spans.start[part] - first)[row]
-    delta = (position[sample] - spans.middle[part][row]).float()
-    w = _gather(spans.linear[part], row, delta)
+    """Put a slice of spans into `nearest` [L * S]: w above the span's number, the largest wins.
+
+    Indices are int32 and gathered by index_select, which is several times faster on a CPU.
+    """
+    count, start = spans.count[part], spans.start[part]
+    row = torch.repeat_interleave(count)  # int32 [N]: the span of each pair
+    first = (torch.cumsum(count, 0) - count).int()
+    sample = torch.arange(len(row), device=row.device, dtype=torch.int32)
+    sample = sample + (start - first).index_select(0, row)
+    delta = position.index_select(0, sample) - position.index_select(0, start).index_select(0, row)
+    w = _polynomial(spans.linear[:, part], row, delta)
+    index = (spans.line[part] * len(position)).index_select(0, row) + sample
+    key = row + (offset + part.start)
     if spans.root is not None and spans.along is not None:
-        along = spans.along[part]
-        w = w + _gather(spans.root[part], row, delta).clamp(min=0).sqrt()
-        height = (along[:, 0][row] * w + _gather(along[:, 1:], row, delta)).abs()
-        w = torch.where(height <= w, w, 0)
-    key = (w.clamp(min=0).view(torch.int32).long() << 32) | (row + (offset + part.start))
-    index = (spans.line[part] * len(position))[row] + sample
-    nearest.scatter_reduce_(0, index, key, "amax")
+        along = spans.along[:, part]
+        w = w + _polynomial(spans.root[:, part], row, delta).clamp(min=0).sqrt()
+        height = along[0].index_select(0, row) * w + _polynomial(along[1:], row, delta)
+        off = (height.abs() > w) | (w <= 0)
+        w, key = w.masked_fill(off, 0), key.masked_fill(off, 0)
+    key = w.clamp(min=0).view(torch.int32).long().bitwise_left_shift_(32).bitwise_or_(key)
+    nearest.scatter_reduce_(0, index.long(), key, "amax")
 
 
-def _gather(coefficients: Tensor, row: Tensor, delta: Tensor) -> Tensor:
-    """Polynomials [N] in `delta` with the coefficients [R, 2 or 3] of each pair's span."""
-    value = coefficients[:, -1].contiguous()[row]
-    for power in range(coefficients.shape[1] - 2, -1, -1):
-        value = value * delta + coefficients[:, power].contiguous()[row]
+def _polynomial(coefficients: Tensor, row: Tensor, delta: Tensor) -> Tensor:
+    """Polynomials [N] in `delta` with the coefficients [2 or 3, R] of each pair's span."""
+    value = coefficients[-1].index_select(0, row)
+    for lower in coefficients[:-1].flip(0):
+        value = torch.addcmul(lower.index_select(0, row), value, delta)
     return value
 
 
@@ -102,9 +104,9 @@ def covered_samples(hits: Hits, group: Tensor, *, num_groups: int) -> Tensor:
     The union of the spans of a group on each line: sorted by start, each adds what lies beyond the
     farthest end so far.
     """
-    member = group[hits.span_solid]
+    member = group[hits.span_solid.long()]
     keep = member >= 0
-    member, line, extent = member[keep], hits.span_line[keep], hits.span_range[keep]
+    member, line, extent = member[keep], hits.span_line[keep].long(), hits.span_range[keep].long()
     num_lines, num_samples = hits.inverse.shape
     stride = num_samples + 1
     key = member * num_lines + line

@@ -18,7 +18,6 @@ from vlm_occ.data.simulator.rendering import (
     ground_plane,
     move_solids,
     render_cameras,
-    visible_pixels,
 )
 from vlm_occ.data.simulator.rig import nuscenes_rig
 from vlm_occ.data.simulator.situations import write_situations
@@ -226,8 +225,7 @@ def _labels(
     if seen.render is not None:
         plane = ground_plane(world.ground, world.ego_poses[-1], device=device)
         masks[1] = camera_mask(truth, seen.render, rig, plane, grid)
-        pixels = visible_pixels(seen.render, count)[:count]
-        visibility = (pixels / seen.render.covered[:count].clamp(min=1)).clamp(max=1)
+        visibility = (seen.render.visible[:count] / seen.render.covered[:count].clamp(min=1)).clamp(max=1)
     velocity = world.velocities.double() @ world.ego_poses[-1][:2, :2]
     return SceneLabels(
         semantics=truth.semantics,
@@ -251,7 +249,7 @@ def _facts(
     pixels = [0] * count
     scale = 1.0
     if render is not None:
-        pixels = visible_pixels(render, count)[:count].tolist()
+        pixels = render.visible[:count].tolist()
         scale = render.depth[0].numel() / (256 * 704)
     visibility, points = labels.visibility.tolist(), labels.num_points.tolist()
     boxes, velocities = labels.boxes.tolist(), labels.velocities.tolist()

@@ -18,7 +18,7 @@ from vlm_occ.data.simulator.objects import BOX, CYLINDER, Solids
 CURVED = 6
 """Code of a quadric's curved surface; codes 0 to 5 are flat faces: 2 * axis + (1 on the positive side)."""
 
-_BIG = 1e30
+_BIG, _TINY = 1e30, 1e-200
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,19 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Spans:
-    """Pieces of surface on lines: w over the samples start .. start + count - 1 of a line."""
+    """Pieces of surface on lines: w over the samples start .. start + count - 1 of a line.
 
-    line: Tensor  # long [R]
-    solid: Tensor  # long [R]
-    face: Tensor  # long [R]
-    start: Tensor  # long [R]
-    count: Tensor  # long [R]
-    middle: Tensor  # float64 [R]: the position that the coefficients are about, for precision
-    linear: Tensor  # float32 [R, 2]: constant and slope of w (of its affine part, on a curved surface)
-    root: Tensor | None = None  # float32 [R, 3]: constant, slope and curvature under the root added to w
-    along: Tensor | None = None  # float32 [R, 3]: |along[0] w + along[1] + along[2] u| <= w bounds a cylinder
+    The coefficients are about the position of the first sample, for precision.
+    """
+
+    line: Tensor  # int32 [R]
+    solid: Tensor  # int32 [R]
+    face: Tensor  # int32 [R]
+    start: Tensor  # int32 [R]
+    count: Tensor  # int32 [R]
+    linear: Tensor  # float32 [2, R]: constant and slope of w (of its affine part, on a curved surface)
+    root: Tensor | None = None  # float32 [3, R]: constant, slope and curvature under the root added to w
+    along: Tensor | None = None  # float32 [3, R]: |along[0] w + along[1] + along[2] u| <= w bounds a cylinder
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class _Local:
 class _Faces:
     """The plane through each pair's near face along each axis: w = alpha + beta u on low <= u <= high."""
 
-    low: Tensor  # float64 [E, 3]
+    low: Tensor  # float64 [E, 3], positions from the line's first sample on
     high: Tensor  # float64 [E, 3]
     alpha: Tensor  # float64 [E, 3]
     beta: Tensor  # float64 [E, 3]
@@ -78,19 +80,18 @@ class _Faces:
 
 def find_spans(solids: Solids, lines: Scanlines, candidates: Candidates) -> tuple[Spans, Spans]:
     """All flat and all curved pieces; a solid that holds a line's origin is not seen on it."""
-    position = lines.position.double()
+    position = lines.position.double() - lines.position[0].double()
     boxy = solids.shape[candidates.solid] == BOX
-    flat, curved = [], []
     local = _to_local(solids, lines, candidates, boxy)
-    faces = _near_faces(local, position)
-    flat += [_flat_spans(local, faces, axis, position) for axis in range(3)]
+    faces = _near_faces(local, position[-1])
+    flat = [_flat_spans(local, faces, axis, position) for axis in range(3)]
     local = _to_local(solids, lines, candidates, ~boxy)
-    faces = _near_faces(local, position)
+    faces = _near_faces(local, position[-1])
     cylinder = solids.shape[local.solid] == CYLINDER
     flat.append(_flat_spans(local, _cap(local, faces, cylinder), 2, position))
     curved = _curved_spans(local, faces, cylinder, position)
-    names = ("line", "solid", "face", "start", "count", "middle", "linear")
-    return Spans(*(torch.cat([getattr(item, name) for item in flat]) for name in names)), curved
+    names = ("line", "solid", "face", "start", "count", "linear")
+    return Spans(*(torch.cat([getattr(item, name) for item in flat], dim=-1) for name in names)), curved
 
 
 def _to_local(solids: Solids, lines: Scanlines, candidates: Candidates, chosen: Tensor) -> _Local:
@@ -100,42 +101,49 @@ def _to_local(solids: Solids, lines: Scanlines, candidates: Candidates, chosen: 
     before = torch.cumsum(count, 0) - count
     line = (first[row] + torch.arange(len(row), device=row.device) - before[row]) % len(lines.base)
     solid = solid[row]
-    scale = (solids.rotation / solids.half_size[:, None]).double()  # [P, 3, 3]
-    scale, centre = scale[solid], solids.centre.double()[solid]
-    local = [
-        torch.einsum("eij,ei->ej", scale, vector)
-        for vector in (
-            lines.origin.double()[line] - centre,
-            lines.base.double()[line],
-            lines.step.double()[line],
-        )
-    ]
-    return _Local(line, solid, *local)
+    scale = (solids.rotation / solids.half_size[:, None]).double().index_select(0, solid)  # [E, 3, 3]
+
+    def turned(vector: Tensor) -> Tensor:  # faster than many small matrix products
+        return vector[:, 0:1] * scale[:, 0] + vector[:, 1:2] * scale[:, 1] + vector[:, 2:3] * scale[:, 2]
+
+    origin, base, step = (
+        value.double().index_select(0, line) for value in (lines.origin, lines.base, lines.step)
+    )
+    base = base + float(lines.position[0]) * step  # positions from here on start at 0
+    origin = origin - solids.centre.double().index_select(0, solid)
+    return _Local(line, solid, turned(origin), turned(base), turned(step))
 
 
-def _near_faces(local: _Local, position: Tensor) -> _Faces:
-    """Intervals over which each pair's rays meet the face of the unit cube that looks at their origin."""
+def _near_faces(local: _Local, last: Tensor) -> _Faces:
+    """Where each pair's rays, at positions 0 to `last`, meet the faces of the unit cube that look at them."""
     o, b, s = local.origin, local.base, local.step
     outside = o.abs() > 1
     gap = torch.where(outside, torch.sign(o) - o, 1.0)
     alpha, beta = b / gap, s / gap
-    low = torch.where(outside, position[0], _BIG)
-    high = torch.where(outside, position[-1], -_BIG)
-    low, high = _clip(low, high, alpha, beta)  # in front: w > 0
+    interval = _Interval((~outside) * _BIG, torch.zeros_like(o), last)
+    interval.clip(alpha, beta)  # in front: w > 0
     for shift in (1, 2):  # within the face: |o w + d| <= w along the other two axes
         other_o, other_b, other_s = (value.roll(-shift, dims=1) for value in (o, b, s))
         middle, slope = other_o * alpha + other_b, other_o * beta + other_s
-        low, high = _clip(low, high, alpha - middle, beta - slope)
-        low, high = _clip(low, high, alpha + middle, beta + slope)
-    return _Faces(low, high, alpha, beta)
+        interval.clip(alpha - middle, beta - slope)
+        interval.clip(alpha + middle, beta + slope)
+    return _Faces(interval.low, last - interval.cut, alpha, beta)
 
 
-def _clip(low: Tensor, high: Tensor, constant: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    """The part of low .. high where constant + slope u >= 0."""
-    slope = torch.where(slope == 0, 1e-200, slope)  # a constant sign then clips at +-infinity
-    root = -constant / slope
-    low = torch.maximum(low, torch.where(slope > 0, root, -_BIG))
-    return low, torch.minimum(high, torch.where(slope > 0, _BIG, root))
+class _Interval:
+    """Positions `low` .. `last` - `cut`, narrowed in place; both are at least 0, so no case needs a mask."""
+
+    def __init__(self, low: Tensor, cut: Tensor, last: Tensor) -> None:
+        self.low, self.cut, self.last = low, cut, last
+
+    def clip(self, constant: Tensor, slope: Tensor) -> None:
+        """Keep the part where constant + slope u >= 0.
+
+        A slope of the wrong sign counts as a tiny one: the bound is then far outside, on the side that the
+        sign of the value at this end of the line asks for.
+        """
+        self.low = torch.maximum(self.low, -constant / slope.clamp(min=_TINY))
+        self.cut = torch.maximum(self.cut, -(constant + slope * self.last) / (-slope).clamp(min=_TINY))
 
 
 def _clip_quadratic(
@@ -172,8 +180,8 @@ def _cap(local: _Local, faces: _Faces, cylinder: Tensor) -> _Faces:
 
 def _samples(low: Tensor, high: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """First sample and number of samples of intervals [E], and which have any (long [R])."""
-    start = torch.searchsorted(position, low)
-    count = torch.searchsorted(position, high, right=True) - start
+    start = torch.searchsorted(position, low, out_int32=True)
+    count = torch.searchsorted(position, high, right=True, out_int32=True) - start
     keep = (count > 0).nonzero()[:, 0]
     return start[keep], count[keep], keep
 
@@ -182,11 +190,10 @@ def _flat_spans(local: _Local, faces: _Faces, axis: int, position: Tensor) -> Sp
     """The pieces of the near faces along one axis."""
     low, high = faces.low[:, axis].contiguous(), faces.high[:, axis].contiguous()
     start, count, keep = _samples(low, high, position)
-    middle = (low[keep] + high[keep]) / 2
     alpha, beta = faces.alpha[keep, axis], faces.beta[keep, axis]
-    linear = torch.stack([alpha + beta * middle, beta], dim=-1).float()
-    face = 2 * axis + (local.origin[keep, axis] > 0).long()
-    return Spans(local.line[keep], local.solid[keep], face, start, count, middle, linear)
+    linear = torch.stack([alpha + beta * position[start], beta]).float()
+    face = 2 * axis + (local.origin[keep, axis] > 0).int()
+    return Spans(local.line[keep].int(), local.solid[keep].int(), face, start, count, linear)
 
 
 def _curved_spans(local: _Local, faces: _Faces, cylinder: Tensor, position: Tensor) -> Spans:
@@ -203,21 +210,18 @@ def _curved_spans(local: _Local, faces: _Faces, cylinder: Tensor, position: Tens
     )
     seen = faces.low <= faces.high  # [E, 3]
     within = (local.origin.abs() <= 1).all(-1)  # in the corner of the cube about the quadric
-    low = torch.where(within, position[0], torch.where(seen, faces.low, _BIG).amin(-1))
-    high = torch.where(within, position[-1], torch.where(seen, faces.high, -_BIG).amax(-1))
-    low, high = _clip(torch.where(kappa > 0, low, _BIG), high, -b0, -b1)
-    low, high = _clip_quadratic(low, high, under, b1 < 0)
+    low = torch.where(seen, faces.low, _BIG).amin(-1).masked_fill(within, 0).masked_fill(kappa <= 0, _BIG)
+    high = torch.where(seen, faces.high, -_BIG).amax(-1).masked_fill(within, float(position[-1]))
+    interval = _Interval(low, position[-1] - high, position[-1])
+    interval.clip(-b0, -b1)  # in front: w > 0
+    low, high = _clip_quadratic(interval.low, position[-1] - interval.cut, under, b1 < 0)
     start, count, keep = _samples(low, high, position)
-    middle = (low[keep] + high[keep]) / 2
     u0, u1, u2 = (value[keep] for value in under)
-    kappa, b0, b1 = kappa[keep], b0[keep], b1[keep]
-    linear = torch.stack([-(b0 + b1 * middle) / kappa, -b1 / kappa], dim=-1).float()
-    root = torch.stack([u0 + middle * (u1 + middle * u2), u1 + 2 * u2 * middle, u2], dim=-1)
-    root = (root / (kappa * kappa)[:, None]).float()
-    along = torch.stack(
-        [local.origin[keep, 2], local.base[keep, 2] + local.step[keep, 2] * middle, local.step[keep, 2]],
-        dim=-1,
-    )
-    along = (along * cylinder[keep, None]).float()
-    face = torch.full_like(start, CURVED)
-    return Spans(local.line[keep], local.solid[keep], face, start, count, middle, linear, root, along)
+    kappa, b0, b1, first = kappa[keep], b0[keep], b1[keep], position[start]
+    linear = torch.stack([-(b0 + b1 * first) / kappa, -b1 / kappa]).float()
+    root = torch.stack([u0 + first * (u1 + first * u2), u1 + 2 * u2 * first, u2])
+    root = (root / (kappa * kappa)).float()
+    o2, b2, s2 = (value[keep, 2] for value in (local.origin, local.base, local.step))
+    along = (torch.stack([o2, b2 + s2 * first, s2]) * cylinder[keep]).float()
+    line, solid = local.line[keep].int(), local.solid[keep].int()
+    return Spans(line, solid, torch.full_like(start, CURVED), start, count, linear, root, along)
