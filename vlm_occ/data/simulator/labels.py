@@ -277,22 +277,29 @@ def crossed_voxels(origin: Tensor, ends: Tensor, grid: VoxelGrid) -> Tensor:
     way = (ends - origin) / grid.voxel_size  # [N, 3]
     limit = torch.where(way > 0, size - start, start) / way.abs().clamp(min=1e-9)
     way = way * limit.amin(-1).clamp(max=1)[:, None]  # end where the grid ends
+    first = start.floor()
+    last = torch.minimum((start + way).floor().clamp(min=0), size - 1)
     crossed = torch.zeros(grid.shape, dtype=torch.bool, device=ends.device).flatten()
-    last = torch.minimum((start + way).floor().clamp(min=0), size - 1).long()
-    crossed[(last[:, 0] * grid.shape[1] + last[:, 1]) * grid.shape[2] + last[:, 2]] = True
-    first = start.floor().long()
+    _, size_y, size_z = grid.shape  # flat indices are below 2^24, so exact as float32
+    crossed[((last[:, 0] * size_y + last[:, 1]) * size_z + last[:, 2]).long()] = True
     for axis in range(3):
-        count = (last[:, axis] - first[axis]).abs()
+        count = (last[:, axis] - first[axis]).abs().int()
         row = torch.repeat_interleave(count)
-        step = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row] + 1
-        backward = (way[:, axis] < 0)[row]
-        cell = torch.where(backward, first[axis] - step, first[axis] + step)
-        t = ((cell + backward) - start[axis]) / way[:, axis].contiguous()[row]
-        index = torch.zeros_like(cell)
+        before = (count.cumsum(0) - count).int()
+        step = torch.arange(1, len(row) + 1, device=row.device, dtype=torch.int32)
+        step = (step - before.index_select(0, row)).float()  # 1 .. count: the planes of each segment
+        sign = torch.sign(way[:, axis])
+        pace = 1 / way[:, axis].abs().clamp(min=1e-9)
+        begin = (first[axis] + (sign < 0).float() - start[axis]) * sign * pace
+        index = torch.zeros_like(step)
         for other, extent in enumerate(grid.shape):
-            there = cell
-            if other != axis:
-                there = (start[other] + t * way[:, other].contiguous()[row]).long().clamp(0, extent - 1)
-            index = index * extent + there
-        crossed[index] = True
+            if other == axis:
+                place = torch.addcmul(first[axis], sign.index_select(0, row), step)
+            else:
+                constant = start[other] + way[:, other] * begin
+                slope = (way[:, other] * pace).index_select(0, row)
+                place = torch.addcmul(constant.index_select(0, row), slope, step)
+                place = place.clamp_(0, extent - 1).floor_()
+            index = index * extent + place
+        crossed.index_fill_(0, index.long(), True)
     return crossed.view(grid.shape)
