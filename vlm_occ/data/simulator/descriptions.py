@@ -40,7 +40,11 @@ _FREE_KINDS = ("colour", "size", "motion", "place")
 _FREE_MOTIONS = ("parked", "stopped", "stationary", "moving", "walking", "standing")
 FREE_RELATIONS = ("next_to", "near", "between")
 FREE_ORDERS = ("largest", "smallest", "closest_to")
-_TRIES = 8
+_TRIES = (2, 3, 6)  # by the nesting that is left, since an anchor is searched within each try
+_ANCHORS = 3  # anchors tried for one relation
+_BUDGET = (
+    40  # restrictions tried for one description with all its anchors, so that a crowded scene stays fast
+)
 
 
 def viewer_free(meaning: Meaning) -> bool:
@@ -63,14 +67,14 @@ def fitting(meaning: Meaning, item: Attribute) -> bool:
     kind = category(meaning.noun)
     if meaning.attribute(item.kind) is not None:
         return False
-    if item.kind == "motion":
-        return item.value in _MOTIONS[kind]
+    if item.kind == "motion" and item.value not in _MOTIONS[kind]:
+        return False
     if item.kind == "size":
         return kind not in ("person", "animal") and meaning.noun != "thing"
-    if item.value == "straight":
+    if item.value in ("straight", *_HEADING):
         return meaning.attribute("side") is None
-    depth = meaning.attribute("depth")
-    return not (item.kind == "side" and depth is not None and depth.value == "straight")
+    others = {other.value for other in meaning.attributes}
+    return item.kind != "side" or not others & {"straight", *_HEADING}  # "going left on the right" confuses
 
 
 class Describer:
@@ -78,6 +82,7 @@ class Describer:
 
     def __init__(self, view: SceneView, rng: random.Random, *, free: bool = False) -> None:
         self.view, self.rng, self.free = view, rng, free
+        self._budget = _BUDGET
         self.words = tuple(
             item for item in (*SIMPLE, *RANGES) if not free or viewer_free(Meaning("", (item,)))
         )
@@ -87,11 +92,14 @@ class Describer:
     ) -> Meaning | None:
         """A meaning that denotes exactly the target, short or with a word to spare; None if none is found.
 
-        Relations nest `nesting` deep at most and never use `banned` objects as anchors. None if no try
-        succeeds.
+        Relations nest `nesting` deep at most and never use `banned` objects as anchors.
         """
+        self._budget = _BUDGET
+        return self._unique(target, nesting, banned)
+
+    def _unique(self, target: int, nesting: int, banned: frozenset[int]) -> Meaning | None:
         banned = banned | {target}
-        for _ in range(_TRIES):
+        for _ in range(_TRIES[nesting]):
             meaning = Meaning(self.noun(target))
             for _ in range(3):
                 if self.view.only(meaning) == target:
@@ -118,6 +126,9 @@ class Describer:
 
     def _narrow(self, meaning: Meaning, target: int, nesting: int, banned: frozenset[int]) -> Meaning | None:
         """The meaning with one more restriction that is true of the target and excludes something else."""
+        self._budget -= 1
+        if self._budget < 0:
+            return None
         ways = ["attribute", "order", "relation"]
         weights = [0.6, 0.18, 0.22] if nesting == 2 else [0.75, 0.15, 0.1]
         first = self.rng.choices(ways, weights)[0]
@@ -152,11 +163,10 @@ class Describer:
         if meaning.order is not None:
             return None
         sized = category(meaning.noun) not in ("person", "animal")
-        keys = [
-            key
-            for key in (FREE_ORDERS if self.free else ORDERS)
-            if sized or key not in ("largest", "smallest")
-        ]
+        barred = () if sized else ("largest", "smallest")
+        if meaning.attribute("side") is not None:
+            barred = (*barred, "leftmost", "rightmost")
+        keys = [key for key in (FREE_ORDERS if self.free else ORDERS) if key not in barred]
         self.rng.shuffle(keys)
         for key in keys:
             anchor = self.anchor(target, nesting, banned) if key == "closest_to" else None
@@ -178,7 +188,7 @@ class Describer:
             return None
         if mask == self.view.everything:
             others = sorted(others, key=lambda i: float(self.view.gaps[target, i]))[:6]
-        return self.unique(self.rng.choice(others), nesting=nesting - 1, banned=banned)
+        return self._unique(self.rng.choice(others), nesting - 1, banned)
 
     def _related(self, meaning: Meaning, target: int, nesting: int, banned: frozenset[int]) -> Meaning | None:
         if meaning.relation is not None or meaning.order is not None or nesting == 0:
@@ -187,12 +197,11 @@ class Describer:
             found = self._near_several(meaning, target) or self._between(meaning, target, nesting, banned)
             if found is not None:
                 return found
-        bit = 1 << target
         names = [name for name in RELATIONS if not self.free or name in FREE_RELATIONS]
         self.rng.shuffle(names)
-        for name in names:
-            mask = sum(1 << j for j, sure in enumerate(self.view.relations[name][0]) if sure & bit)
-            anchor = self.anchor(target, nesting, banned, mask) if mask else None
+        masks = {name: self.view.anchors(name, target) for name in names}
+        for name in [name for name in names if masks[name]][:_ANCHORS]:
+            anchor = self.anchor(target, nesting, banned, masks[name])
             if anchor is not None:
                 related = replace(meaning, relation=Relation(name, anchor))
                 if self._narrows(related, meaning, target):

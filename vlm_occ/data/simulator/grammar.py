@@ -23,6 +23,7 @@ from vlm_occ.types import TALK2OCC_CLASSES, GroundingQuery, QueryKind
 _SHARES: dict[QueryKind, float] = {"expression": 0.41, "command": 0.27, "none": 0.15, "many": 0.17}
 _MANY = (2, 8)  # fewest and most targets of a plural
 _TRIES = 12
+_MOST_WORDS = 25  # the longest of one sentence; Talk2Car has 11 on average
 
 
 def write_queries(
@@ -41,7 +42,7 @@ def write_queries(
     told: Counter[int] = Counter()
     for _ in range(count):
         wanted = rng.choices(list(_SHARES), list(_SHARES.values()))[0]
-        for kind in (wanted, wanted, "expression", "expression", "none", "none", "none"):
+        for kind in (wanted, wanted, "expression", "expression", "expression", "none", "none", "none"):
             composed = compose(view, rng, kind, lexicon, told=told)
             if composed is not None and composed[1].text.lower() not in seen:
                 queries.append(composed[1])
@@ -74,6 +75,8 @@ def compose(
         text = speaker.sentence("existence", speaker.indefinite(meaning))
     else:
         text = speaker.sentence(frame, speaker.definite(meaning))
+    if len(text.split()) > _MOST_WORDS:
+        return None
     same = sum(other.referable and other.label == item.label for other in view.facts)
     return meaning, GroundingQuery(text, (target,), same == 1, lexicon, kind, answer=answer_one(item))
 

@@ -79,7 +79,7 @@ car: car | passenger car | motorcar | family car | private car / automobile | au
 pedestrian: pedestrian | person | person on foot | human / passer-by | individual | bystander
 truck: truck | delivery truck | cargo truck | freight truck | goods vehicle / lorry | juggernaut | HGV
 bicycle: bicycle | bike | pushbike | cycle | pedal bike / velocipede | fixie
-animal: animal | creature | four-legged animal | wild animal / beast | critter | quadruped
+animal: animal | creature | four-legged animal | animal on four legs / beast | critter | quadruped
 movable object: movable object | pushable object | movable thing | wheeled object / portable gear
   | haulable gear
 traffic cone: traffic cone | cone | road cone | safety cone | warning cone / pylon | witch's hat | channelizer

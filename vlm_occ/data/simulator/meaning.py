@@ -96,7 +96,10 @@ class Meaning:
 
     def attribute(self, kind: AttributeKind) -> Attribute | None:
         """Its attribute of a kind, if it has one."""
-        return next((item for item in self.attributes if item.kind == kind), None)
+        for item in self.attributes:
+            if item.kind == kind:
+                return item
+        return None
 
 
 def mirror(meaning: Meaning) -> Meaning:
@@ -148,6 +151,10 @@ class SceneView:
             )
             for name in RELATIONS
         }  # relation -> (sure, possible) masks of the objects, by anchor
+
+    def anchors(self, relation: str, index: int) -> int:
+        """The objects to which an object surely stands in a relation."""
+        return sum(1 << j for j, sure in enumerate(self.relations[relation][0]) if sure >> index & 1)
 
     def noun(self, noun: str) -> Masks:
         """The objects that a noun names."""

@@ -125,6 +125,7 @@ class Speaker:
     def sentence(self, frame: str, phrase: str) -> str:
         """A sentence of a frame around a noun phrase; some are written with a capital and a full stop."""
         text = self.pick(FRAMES, frame).format(the=phrase, a=phrase)
+        text = text.replace("where are every", "where is every")
         if self.rng.random() < 0.25:
             text = text[0].upper() + text[1:]
             text += "" if text.endswith("?") else "."

@@ -68,7 +68,7 @@ about: about {n} metres away | around {n} meters away | some {n} metres from us 
   {n} m
 clothes: in {c} | dressed in {c} | wearing {c} | in {c} clothes / clad in {c} | in {c} attire
 from left: from the left | counting from the left / reckoned from the left-hand end
-next_to: next to | beside | by | right next to / adjacent to | alongside
+next_to: next to | beside | by | directly next to / adjacent to | alongside
 near: near | close to | not far from / in the vicinity of | within a few steps of
 behind_it: behind | just behind / to the rear of
 in_front_of: in front of | just in front of / ahead of the nose of
