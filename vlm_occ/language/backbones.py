@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
@@ -238,7 +239,9 @@ class Backbone(nn.Module):
         cache: Cache | None = None,
     ) -> Tensor:
         """Final states [B, L, D] of ids [B, L] at positions [A, B, L]."""
-        with self._splice.features(features):
+        device, dtype = self.device.type, self.dtype
+        mixed = torch.autocast(device, dtype=dtype) if dtype != torch.float32 else nullcontext()
+        with mixed, self._splice.features(features):  # LoRA's fp32 weights compute in the base's dtype
             output = self.model.model(
                 input_ids=ids,
                 attention_mask=mask,
