@@ -31,7 +31,7 @@ from vlm_occ.types import COLOURS, TALK2OCC_CLASSES, GroundingQuery, QueryKind, 
 VARIANTS = {
     "car": ("sedan", "suv", "van", "hatchback", "pickup"),
     "truck": ("box truck", "tipper", "tanker", "flatbed truck"),
-    "construction vehicle": ("excavator", "wheel loader", "mobile crane", "an unheard-of machine"),
+    "construction vehicle": ("excavator", "wheel loader", "dumper", "mobile crane", "an unheard-of machine"),
     "pedestrian": ("adult", "child", "worker"),
     "animal": ("dog", "deer", "cow"),
     "emergency vehicle": ("police car", "ambulance", "fire engine"),
@@ -138,7 +138,7 @@ class Naive:
                 return self.k > 0.5
             return name == noun
         names = {"loader": ("wheel loader",), "crane": ("mobile crane",), "bin": ("wheelie bin",)}
-        names |= {"fence": ("construction fence",), "dumper": ("tipper",)}
+        names |= {"fence": ("construction fence",), "dumper": ("dumper", "tipper")}
         return item.variant in names.get(noun, (noun,))
 
     def has(self, item: ObjectFacts, attribute: Attribute) -> bool:
