@@ -10,10 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from vlm_occ.config import DataConfig
-from vlm_occ.geometry import invert_rigid, rigid, rotation_z, wrap_angle
+from vlm_occ.geometry import box_corners, invert_rigid, project, rigid, rotation_z, wrap_angle
 from vlm_occ.types import FREE, CameraRig, Frame, LabelledScene, Scene, SceneLabels, VoxelGrid
 
 _MIRRORED = {"LEFT": "RIGHT", "RIGHT": "LEFT"}
+
+CROP_SHARE, CROP = 0.5, 0.15
+"""Half of the pictures are cropped, by up to 15 %: neighbouring cameras overlap by about as much."""
 
 
 def augment(
@@ -25,26 +28,53 @@ def augment(
     turn: float = 2.0,
     scale: float = 0.03,
 ) -> LabelledScene:
-    """A random variant of a labelled scene: mirror, turn (degrees), scale, colours, GridMask, missing
-    sensors.
+    """A random variant of a labelled scene: mirror, turn (degrees), scale, missing sensors, crop, colours,
+    GridMask, calibration errors.
 
     Small turns keep sentences true, since the simulator's sides have margins; without sentences `turn` may be
-    large. Without `geometric`, only sensors and colours change.
+    large. Without `geometric`, only sensors and pictures change.
     """
-    draw = torch.rand(8, generator=bits).tolist()
+    draw = torch.rand(9, generator=bits).tolist()
     if geometric:
         if draw[0] < 0.5:
             item = mirror(item)
         yaw = math.radians(turn) * (2 * draw[1] - 1)
         item = turn_and_scale(item, yaw, 1 + scale * (2 * draw[2] - 1))
     frames = item.scene.frames[-(1 + int(draw[3] * len(item.scene.frames))) :]  # one to all frames
-    scene = replace(item.scene, frames=frames)
+    item = replace(item, scene=replace(item.scene, frames=frames))
     if draw[4] < data.drop_sensor:
-        scene = without_lidar(scene) if draw[5] < 0.5 else without_cameras(scene)
-    if len(scene.reference.images):
-        scene = replace(scene, frames=tuple(_recolour(frame, bits) for frame in scene.frames))
-        scene = replace(scene, rig=jitter_calibration(scene.rig, bits))
-    return replace(item, scene=scene)
+        item = drop_sensor(item, lidar=draw[5] < 0.5)
+    if len(item.scene.reference.images):
+        if draw[6] < CROP_SHARE:
+            item = crop_cameras(item, 1 + CROP * draw[7], draw[8])
+        scene = item.scene
+        recoloured = tuple(_recolour(frame, bits) for frame in scene.frames)
+        rig = jitter_calibration(scene.rig, bits)
+        item = replace(item, scene=replace(scene, frames=recoloured, rig=rig))
+    return item
+
+
+def drop_sensor(item: LabelledScene, *, lidar: bool) -> LabelledScene:
+    """The scene without its LiDAR, or without its cameras, and labels of what the other one sees.
+
+    The last sensor stays: a scene without the other one is returned as it is.
+    """
+    scene, labels = item.scene, item.labels
+    if scene.reference.points is None or not len(scene.reference.images):
+        return item
+    if lidar:
+        unseen = replace(
+            labels,
+            mask_lidar=torch.zeros_like(labels.mask_lidar),
+            num_points=torch.zeros_like(labels.num_points),
+        )
+        return replace(item, scene=without_lidar(scene), labels=unseen)
+    unseen = replace(
+        labels,
+        mask_camera=torch.zeros_like(labels.mask_camera),
+        visibility=torch.zeros_like(labels.visibility),
+    )
+    return replace(item, scene=without_cameras(scene), labels=unseen)
 
 
 def mirror(item: LabelledScene) -> LabelledScene:
@@ -52,6 +82,12 @@ def mirror(item: LabelledScene) -> LabelledScene:
     from vlm_occ.data.simulator.lexicon import flip_text
 
     scene, labels = item.scene, item.labels
+    middle = scene.grid.origin[1] + scene.grid.shape[1] * scene.grid.voxel_size / 2
+    if abs(middle) > 1e-4:
+        raise ValueError(
+            f"the grid's middle is at y = {middle:.3f} m, expected 0: only a grid that is as wide to the "
+            "left as to the right can be mirrored; train with data.augment: false"
+        )
     flip = torch.diag(torch.tensor([1.0, -1.0, 1.0]))
     frames = _move_frames(scene, flip)
     frames = tuple(replace(frame, images=frame.images.flip(-1)) for frame in frames)
@@ -147,10 +183,13 @@ def without_cameras(scene: Scene) -> Scene:
 def jitter_calibration(
     rig: CameraRig, bits: torch.Generator, *, degrees: float = 0.15, metres: float = 0.01
 ) -> CameraRig:
-    """Cameras turned and moved a little: the calibration errors of a real vehicle."""
-    angle = torch.randn(len(rig.names), generator=bits) * math.radians(degrees)
+    """Cameras turned about random axes and moved a little: the calibration errors of a real vehicle."""
+    x, y, z = (torch.randn(len(rig.names), 3, generator=bits) * math.radians(degrees)).unbind(-1)  # [V]
     shift = torch.randn(len(rig.names), 3, generator=bits) * metres
-    rotation = rotation_z(angle) @ rig.ego_from_camera[:, :3, :3]
+    zero = torch.zeros_like(x)
+    rows = ((zero, -z, y), (z, zero, -x), (-y, x, zero))
+    turn = torch.matrix_exp(torch.stack([torch.stack(row, -1) for row in rows], dim=-2))  # [V, 3, 3]
+    rotation = turn @ rig.ego_from_camera[:, :3, :3]
     return replace(rig, ego_from_camera=rigid(rotation, rig.ego_from_camera[:, :3, 3] + shift))
 
 
@@ -175,16 +214,50 @@ def grid_mask(height: int, width: int, bits: torch.Generator) -> Tensor:
     return 1.0 - (rows[:, None] & columns[None]).float()
 
 
+def crop_cameras(item: LabelledScene, factor: float, place: float) -> LabelledScene:
+    """The scene with all its pictures cropped alike (see `crop`), and labels of what they still show."""
+    scene = item.scene
+    rig, frames = scene.rig, []
+    for frame in scene.frames:
+        images, intrinsics = crop(frame.images, scene.rig.intrinsics, factor, place)
+        rig = replace(rig, intrinsics=intrinsics)
+        frames.append(replace(frame, images=images))
+    labels = shown(item.labels, scene.grid, rig)
+    return replace(item, scene=replace(scene, rig=rig, frames=tuple(frames)), labels=labels)
+
+
+def shown(labels: SceneLabels, grid: VoxelGrid, rig: CameraRig) -> SceneLabels:
+    """Labels whose voxels and boxes count as seen by a camera only where one of `rig` has them in its image.
+
+    A box is in an image if its centre or a corner is.
+    """
+
+    def in_image(points: Tensor) -> Tensor:  # [N, 3] to [N]
+        pixels, depth = project(points, rig.intrinsics, rig.ego_from_camera)
+        limit = pixels.new_tensor([rig.image_size[1], rig.image_size[0]])
+        return ((pixels >= 0) & (pixels < limit)).all(-1).logical_and(depth > 0).any(0)
+
+    index = labels.mask_camera.nonzero()
+    index = index[in_image(grid.center_of(index))]
+    mask = torch.zeros_like(labels.mask_camera)
+    mask[index[:, 0], index[:, 1], index[:, 2]] = True
+    points = torch.cat([box_corners(labels.boxes), labels.boxes[:, None, :3]], dim=1)  # [M, 9, 3]
+    seen = in_image(points.flatten(0, 1)).reshape(-1, 9).any(-1)
+    return replace(labels, mask_camera=mask, visibility=labels.visibility * seen)
+
+
 def crop(images: Tensor, intrinsics: Tensor, factor: float, place: float) -> tuple[Tensor, Tensor]:
     """A crop of the middle rows [F, 3, H, W] enlarged by `factor` >= 1 to the same size, and its intrinsics.
 
-    `place` in 0..1 says where the window lies between left and right.
+    `place` in 0..1 says where the window lies between left and right. F may be 0.
     """
     height, width = images.shape[-2:]
     high, wide = round(height / factor), round(width / factor)
     top, left = (height - high) // 2, round((width - wide) * place)
     window = images[..., top : top + high, left : left + wide].float()
-    enlarged = functional.interpolate(window, size=(height, width), mode="bilinear", align_corners=False)
+    enlarged = window.new_zeros(0, images.shape[1], height, width)
+    if len(window):
+        enlarged = functional.interpolate(window, size=(height, width), mode="bilinear", align_corners=False)
     moved = intrinsics.clone()
     moved[:, 0, 2] -= left
     moved[:, 1, 2] -= top
