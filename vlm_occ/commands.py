@@ -24,13 +24,12 @@ def demo(arguments: argparse.Namespace) -> None:
     """`vlm-occ demo`."""
     _check_folder(arguments.out)
     from vlm_occ.data.scenes import DEMO_SEED
-    from vlm_occ.data.simulator.scene import simulate
-    from vlm_occ.demo import format_table, run_demo
+    from vlm_occ.demo import demo_scene, format_table, run_demo
 
     seed = DEMO_SEED if arguments.seed is None else arguments.seed
     with contextlib.redirect_stdout(sys.stderr):
         print(f"vlm-occ: simulating scene {seed}", file=sys.stderr)
-        sample = simulate(seed, num_frames=NUM_FRAMES)
+        sample = demo_scene(seed)
         model = _load_model(arguments)
         rows = run_demo(sample, model, arguments.out)
     print(format_table(rows))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlm_occ.data.simulator.scene import simulate_details, with_sentences
 from vlm_occ.eval.evaluate import true_voxels
 from vlm_occ.eval.metrics import occupancy_iou
 from vlm_occ.render import draw_birds_eye, draw_cameras
@@ -46,6 +47,17 @@ def choose_queries(queries: Sequence[GroundingQuery], count: int = NUM_QUERIES) 
             if len(chosen) < count and query not in chosen and not (fresh and (seen or crowded)):
                 chosen.append(query)
     return sorted(chosen, key=queries.index)
+
+
+def demo_scene(seed: int) -> LabelledScene:
+    """A simulated scene with sentences; "the excavator on the left" comes first where there is exactly one."""
+    details = simulate_details(seed, num_frames=2, camera_frames=1)
+    sample = with_sentences(details, seed=seed, num_queries=12)
+    diggers = [i for i, fact in enumerate(details.facts) if fact.variant == "excavator"]
+    if len(diggers) == 1 and details.facts[diggers[0]].referable and details.facts[diggers[0]].box[1] > 2:
+        first = GroundingQuery("the excavator on the left", (diggers[0],), unique=True)
+        sample = replace(sample, queries=(first, *sample.queries))
+    return sample
 
 
 def run_demo(sample: LabelledScene, model: VLMOcc, out: Path) -> list[Row]:

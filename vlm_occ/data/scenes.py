@@ -9,7 +9,7 @@ from pathlib import Path
 from vlm_occ.data.keyframe import choose_cameras, load_keyframe
 from vlm_occ.types import CameraRig, Scene
 
-DEMO_SEED = 7
+DEMO_SEED = 6
 """Seed of the bundled scene that `vlm-occ demo` asks about."""
 
 MAX_WORDS, MAX_CHARACTERS = 200, 2000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -60,14 +61,18 @@ def save_scene(item: LabelledScene, path: Path, *, facts: Sequence[ObjectFacts] 
     os.replace(temporary, path)
 
 
+class DamagedScene(ValueError):
+    """A scene file that cannot be read."""
+
+
 def load_scene_file(path: Path) -> tuple[LabelledScene, tuple[ObjectFacts, ...]]:
-    """Read what `save_scene` wrote; ValueError where the file is damaged."""
+    """Read what `save_scene` wrote; DamagedScene (a ValueError) where the file is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["scene"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(
+        raise DamagedScene(
             f"scene file {path} is damaged ({error}); delete it to have it made again"
         ) from error
     rig = CameraRig(
@@ -88,25 +93,32 @@ def load_scene_file(path: Path) -> tuple[LabelledScene, tuple[ObjectFacts, ...]]
     grid = VoxelGrid(
         tuple(about["grid"]["origin"]), about["grid"]["voxel_size"], tuple(about["grid"]["shape"])
     )
-    item = LabelledScene(
-        Scene(rig, frames, grid, about["name"]),
-        SceneLabels(**{name: tensors[f"labels.{name}"] for name in LABEL_FIELDS}),
-        tuple(GroundingQuery(**{**q, "targets": tuple(q["targets"])}) for q in about["queries"]),
-        tuple(SituationQuery(**{**s, "position": tuple(s["position"])}) for s in about["situations"]),
-    )
     facts = [
         {**fact, "box": tuple(fact["box"]), "velocity": tuple(fact["velocity"])} for fact in about["facts"]
     ]
-    return item, tuple(ObjectFacts(**fact) for fact in facts)
+    try:
+        item = LabelledScene(
+            Scene(rig, frames, grid, about["name"]),
+            SceneLabels(**{name: tensors[f"labels.{name}"] for name in LABEL_FIELDS}),
+            tuple(GroundingQuery(**{**q, "targets": tuple(q["targets"])}) for q in about["queries"]),
+            tuple(SituationQuery(**{**s, "position": tuple(s["position"])}) for s in about["situations"]),
+        )
+        return item, tuple(ObjectFacts(**fact) for fact in facts)
+    except TypeError as error:
+        raise ValueError(
+            f"scene file {path} was written by another version of vlm-occ ({error}); use another folder"
+        ) from error
+
+
+LEXICONS: tuple[Literal["train", "heldout"], ...] = ("train", "heldout")
 
 
 @dataclasses.dataclass(frozen=True)
 class SimulatedScenes:
     """Scenes of a split of the simulator by index; kept in `folder` once made, if one is given.
 
-    Images are rendered for the reference frame and `camera_frames - 1` before it. An index beyond `count`
-    is the
-    same scene as index modulo count with other sentences: an epoch has sentences of its own.
+    Images are rendered for the reference frame and `camera_frames - 1` before it. An index beyond `count` is
+    the same scene as index modulo count with other sentences: an epoch has sentences of its own.
     """
 
     split: Literal["train", "calibration", "val", "test"]
@@ -116,8 +128,15 @@ class SimulatedScenes:
     num_queries: int = 10
     num_situations: int = 0
     balanced: bool = False
-    lexicon: Literal["train", "heldout"] = "train"
+    lexicon: Literal["train", "heldout", "both"] = "train"  # both: first those of one, then of the other
     folder: Path | None = None
+    image_size: tuple[int, int] = (256, 704)  # (H, W)
+
+    def __post_init__(self) -> None:
+        """ValueError where `folder` keeps scenes of other settings."""
+        if self.folder is not None:
+            names = ("num_frames", "camera_frames", "balanced", "image_size")
+            keep_settings(self.folder, {name: getattr(self, name) for name in names})
 
     def __len__(self) -> int:
         """Number of scenes."""
@@ -126,25 +145,52 @@ class SimulatedScenes:
     def __getitem__(self, index: int) -> LabelledScene:
         """Scene `index`, simulated or read."""
         epoch, place = divmod(index, self.count)
-        seed = split_seed(self.split, place)
-        item, facts = self._scene(place, seed)
-        words = seed + 100_000_000 * epoch
-        queries = write_queries(facts, seed=words, count=self.num_queries, lexicon=self.lexicon)
-        situations = write_situations(facts, seed=words, count=self.num_situations, lexicon=self.lexicon)
-        return dataclasses.replace(item, queries=queries, situations=situations)
+        item, facts = self._scene(place, split_seed(self.split, place))
+        words = split_seed(self.split, place) + 100_000_000 * epoch
+        lexicons = LEXICONS if self.lexicon == "both" else (self.lexicon,)
+        queries = [
+            write_queries(facts, seed=words, count=self.num_queries, lexicon=name) for name in lexicons
+        ]
+        told = [
+            write_situations(facts, seed=words, count=self.num_situations, lexicon=name) for name in lexicons
+        ]
+        return dataclasses.replace(item, queries=sum(queries, ()), situations=sum(told, ()))
 
     def _scene(self, place: int, seed: int) -> tuple[LabelledScene, tuple[ObjectFacts, ...]]:
         """The scene without sentences, and its facts."""
         path = self.folder / f"{self.split}-{place:06d}.safetensors" if self.folder else None
         if path is not None and path.exists():
-            return load_scene_file(path)
+            try:
+                return load_scene_file(path)
+            except DamagedScene as error:
+                print(f"making {path.name} again: {error}", file=sys.stderr)
         made = simulate_details(
-            seed, num_frames=self.num_frames, balanced=self.balanced, camera_frames=self.camera_frames
+            seed,
+            num_frames=self.num_frames,
+            image_size=self.image_size,
+            balanced=self.balanced,
+            camera_frames=self.camera_frames,
         )
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
             save_scene(made.labelled, path, facts=made.facts)
         return made.labelled, made.facts
+
+
+def keep_settings(folder: Path, settings: dict[str, object]) -> None:
+    """Write the settings of a folder's scenes into it, or raise ValueError where it has others."""
+    path, ours = folder / "settings.json", json.loads(json.dumps(settings))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(ours) + "\n")
+        os.replace(temporary, path)
+    theirs = json.loads(path.read_text())
+    for name, value in ours.items():
+        if theirs.get(name) != value:
+            raise ValueError(
+                f"the scenes in {folder} were made with {name} = {theirs.get(name)}, this run asks for "
+                f"{value}; give another folder as data.keep, or delete this one"
+            )
 
 
 def random_bits(seed: int, step: int) -> torch.Generator:
