@@ -138,6 +138,7 @@ class DataConfig:
     balanced: bool = True  # classes about equally often, instead of Table I's frequencies
     augment: bool = True
     drop_sensor: float = 0.15  # chance that the LiDAR or the cameras of a scene are left out
+    drop_vlm_frames: float = 0.0  # chance that the VLM sees no images in a step (stage "grounding")
     workers: int = 0
 
 

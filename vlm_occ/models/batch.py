@@ -25,6 +25,11 @@ class VideoFrames:
     age: Tensor  # [F] seconds
     camera: Tensor  # long [F], index in CAMERAS, len(CAMERAS) for other names
 
+    def none(self) -> VideoFrames:
+        """The same without any image."""
+        parts = (self.images, self.intrinsics, self.ego_from_camera, self.age, self.camera)
+        return VideoFrames(*(part[:0] for part in parts))
+
 
 @dataclass(frozen=True)
 class Batch:
