@@ -1,7 +1,8 @@
 """The two references of Talk2Occ's Table II that see no sensor: GT-Rand and Box-Rand.
 
 Both draw one of the scene's true boxes. Box-Rand answers the truly occupied voxels in it (eq. 1 for the wrong
-or, by luck, the right object); GT-Rand answers all voxels of the box, as it knows boxes but no occupancy. docs/paper-notes.md says why the text is read so.
+or, by luck, the right object); GT-Rand answers all voxels of the box, as it knows boxes but no occupancy.
+docs/paper-notes.md says why the text is read so.
 """
 
 from __future__ import annotations
