@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from simulator_worlds import daylight, flat_ground, random_solids, wall
 
-from vlm_occ.data.simulator import labels, lidar, rendering, rig, scene
+from vlm_occ.data.simulator import egocentric, labels, lidar, rendering, rig, scene
 from vlm_occ.data.simulator.objects import BOX, ELLIPSOID, Solids
+from vlm_occ.data.simulator.preview import contact_sheet
 from vlm_occ.geometry import box_corners, points_in_boxes, project
 from vlm_occ.types import FREE, OCC3D_CLASSES, CameraRig, VoxelGrid
 from vlm_occ.voxels import voxels_in_box
@@ -95,7 +99,7 @@ def test_the_camera_mask_equals_a_naive_check_of_sampled_voxels(
 ) -> None:
     _, cameras, render, truth = seen
     grid = VoxelGrid()
-    plane = rendering.ground_plane(flat_ground(), LEVEL)
+    plane = egocentric.ground_plane(flat_ground(), LEVEL)
     mask = labels.camera_mask(truth, render, cameras, plane, grid)
     rays = rendering.camera_lines(cameras)
     direction = rays.base[:, None] + rays.position[:, None] * rays.step[:, None]
@@ -207,3 +211,13 @@ def test_splits_share_no_seed() -> None:
     assert scene.split_seed("test", 1) == 60_000_001
     with pytest.raises(ValueError, match="expected 0 <= index < 1000000"):
         scene.split_seed("demo", 1_000_000)
+
+
+def test_a_contact_sheet_shows_every_image_and_the_map(tmp_path: Path) -> None:
+    labelled = scene.simulate(9, image_size=(64, 176), num_queries=2)
+    contact_sheet([labelled, labelled], tmp_path / "sheet.png", num_sentences=2)
+    picture = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert picture.shape == (2 * (128 + 34 + 8), 3 * 176 + 128, 3)
+    front = labelled.scene.reference.images[0].permute(1, 2, 0).numpy()
+    assert (picture[20:64, 176:352] == front[20:]).all()  # below the camera's name
+    assert len(np.unique(picture[:128, 528:].reshape(-1, 3), axis=0)) > 5

@@ -11,7 +11,7 @@ import torch
 from simulator_worlds import daylight, flat_ground, random_solids, wall
 from torch import Tensor
 
-from vlm_occ.data.simulator import lidar, rendering, rig
+from vlm_occ.data.simulator import egocentric, lidar, rendering, rig, shadows
 from vlm_occ.data.simulator.objects import BOX, CYLINDER, ELLIPSOID, Solids
 from vlm_occ.data.simulator.scanlines import cast, covered_samples
 from vlm_occ.data.simulator.spans import Scanlines
@@ -175,3 +175,41 @@ def test_dark_and_distant_surfaces_return_fewer_points() -> None:
 
     assert count(60.0, 0.02) < 0.5 * count(60.0, 0.9)
     assert count(10.0, 0.02) > 0.8 * count(10.0, 0.9)
+
+
+def test_a_wall_casts_a_shadow_as_long_as_the_suns_height_says() -> None:
+    solids, plane = wall(20.0), egocentric.ground_plane(flat_ground(), torch.eye(4).double())
+    sun = torch.nn.functional.normalize(torch.tensor([1.0, 0.0, 0.75]), dim=0)  # 8 m of shadow before it
+    shadow = shadows.cast_shadows(solids, plane, sun)
+    x = torch.tensor([10.0, 11.6, 12.6, 15.0, 19.5, 21.5])
+    lit = shadow.lit([x, torch.zeros(6), torch.zeros(6)], on_ground=True)
+    assert lit.tolist() == [1, 1, 0, 0, 0, 1]
+    height = torch.tensor([0.5, 3.0, 5.0])  # 2 m before the wall: in shadow below 6 - 2 * 0.75 = 4.5 m
+    assert shadow.lit([torch.full((3,), 18.0), torch.zeros(3), height], on_ground=False).tolist() == [0, 0, 1]
+
+
+def test_sunlit_ground_is_brighter_than_shaded_ground() -> None:
+    cameras, look = rig.nuscenes_rig((128, 352)), daylight()
+    look = replace(look, sun_direction=torch.tensor([0.8, 0.0, 0.6]))
+    render = rendering.render_cameras(
+        wall(20.0), flat_ground(), torch.eye(4).double(), cameras, look, num_objects=0, seed=0
+    )
+    pixels, _ = project(
+        torch.tensor([[8.0, 0.0, 0.0], [16.0, 0.0, 0.0]]), cameras.intrinsics, cameras.ego_from_camera
+    )
+    (near_u, near_v), (far_u, far_v) = pixels[0].round().long().tolist()
+    sunlit, shaded = render.images[0, :, near_v, near_u].float(), render.images[0, :, far_v, far_u].float()
+    assert (sunlit > 1.5 * shaded).all()
+
+
+def test_nothing_solid_leaves_ground_and_sky() -> None:
+    names = ("centre", "rotation", "half_size", "shape", "colour", "semantic", "instance", "reflectance")
+    nothing = Solids(*(getattr(wall(1.0), name)[:0] for name in names))
+    pose = torch.eye(4).double()
+    cameras = rig.nuscenes_rig(SMALL)
+    render = rendering.render_cameras(
+        nothing, flat_ground(), pose, cameras, daylight(), num_objects=0, seed=0
+    )
+    assert (render.instance == -1).all() and torch.isinf(render.depth).any() and (render.depth < 60).any()
+    sweep = lidar.scan(nothing, flat_ground(), pose, seed=0)
+    assert (sweep.points[:, 2].abs() < 0.2).all() and len(sweep.points) > 3000

@@ -8,9 +8,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from vlm_occ.data.simulator.egocentric import Plane, ground_cells, ground_height, ground_plane
 from vlm_occ.data.simulator.lidar import LidarSweep
 from vlm_occ.data.simulator.objects import BOX, CYLINDER, Ground, Solids
-from vlm_occ.data.simulator.rendering import CameraRender, Plane, camera_lines, ground_cells, ground_plane
+from vlm_occ.data.simulator.rendering import CameraRender, camera_lines
 from vlm_occ.geometry import invert_rigid
 from vlm_occ.types import FREE, OCC3D_CLASSES, CameraRig, VoxelGrid
 
@@ -190,12 +191,6 @@ def _ground_voxels(
     index, value = index[inside], ground.semantic.to(device).flatten()[cells[inside]]
     semantics[index[:, 0], index[:, 1], index[:, 2]] = value
     return semantics, (semantics != FREE).flatten()
-
-
-def ground_height(plane: Plane, points: Tensor) -> Tensor:
-    """Height [...] of the ground (ego frame) above or below points [..., 3]."""
-    normal = plane.normal
-    return (plane.offset - points[..., 0] * normal[0] - points[..., 1] * normal[1]) / normal[2]
 
 
 def camera_mask(

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlm_occ.data.simulator.egocentric import ground_cells, ground_inverse, ground_plane, solid_corners
 from vlm_occ.data.simulator.objects import CYLINDER, Ground, Solids
-from vlm_occ.data.simulator.rendering import ground_cells, ground_inverse, ground_plane, solid_corners
 from vlm_occ.data.simulator.rig import LIDAR_POSITION, LIDAR_RANGE, LIDAR_STEPS, lidar_tangents
 from vlm_occ.data.simulator.scanlines import cast
 from vlm_occ.data.simulator.spans import CURVED, Candidates, Scanlines
@@ -89,9 +89,12 @@ def scan(
     surface = lines.origin[0] + ray / inverse[line, beam][:, None]
     distance = slant[beam] / inverse[line, beam]
     ray = ray / slant[beam, None]
-    normal = torch.where((solid >= 0)[:, None], hit_normals(surface, solid, face, solids), plane.normal)
+    on = (solid >= 0).nonzero()[:, 0]
+    normal = plane.normal.repeat(len(surface), 1)
+    normal[on] = hit_normals(surface[on], solid[on], face[on], solids)
     albedo = ground.colour.to(device).mean(-1).flatten()[ground_cells(surface, ground, world_from_ego)]
-    reflectance = torch.where(solid >= 0, solids.reflectance[solid.clamp(min=0)], 0.4 * albedo)
+    reflectance, instance = 0.4 * albedo, torch.full_like(solid, -1)
+    reflectance[on], instance[on] = solids.reflectance[solid[on]], solids.instance[solid[on]]
     facing = (normal * ray).sum(-1).abs()
     chance, spread, speckle, half_power, gain = _draws(seed, inverse.numel(), device)
     slot = line * len(lines.position) + beam
@@ -102,7 +105,6 @@ def scan(
     points = torch.cat([points, intensity.clamp(0, 1)[:, None]], dim=-1)
     returned = torch.zeros_like(inverse)
     returned[line[kept], beam[kept]] = inverse[line[kept], beam[kept]]
-    instance = torch.where(solid >= 0, solids.instance[solid.clamp(min=0)], -1)
     return LidarSweep(points[kept], instance[kept], surface[kept], returned, lines.origin[0])
 
 
@@ -130,8 +132,7 @@ def _meets_ego(lines: Scanlines, inverse: Tensor) -> Tensor:
 
 
 def hit_normals(points: Tensor, solid: Tensor, face: Tensor, solids: Solids) -> Tensor:
-    """Unit normals [N, 3] of the surfaces that points [N, 3] lie on; rows with `solid` < 0 mean nothing."""
-    solid, face = solid.clamp(min=0), face.clamp(min=0)
+    """Unit normals [N, 3] of the surfaces that points [N, 3] lie on."""
     rotation = solids.rotation[solid]  # [N, 3, 3]
     flat = rotation.gather(2, (face // 2).clamp(max=2)[:, None, None].expand(-1, 3, 1))[..., 0]
     local = ((points - solids.centre[solid])[:, None] @ rotation)[:, 0]

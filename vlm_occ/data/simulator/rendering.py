@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from vlm_occ.data.simulator.egocentric import ground_inverse, ground_plane, solid_corners
 from vlm_occ.data.simulator.objects import Ground, Solids
 from vlm_occ.data.simulator.scanlines import cast, covered_samples
 from vlm_occ.data.simulator.shading import shade
 from vlm_occ.data.simulator.spans import Candidates, Scanlines
 from vlm_occ.data.simulator.world import Appearance
-from vlm_occ.geometry import box_corners, invert_rigid
+from vlm_occ.geometry import invert_rigid
 from vlm_occ.types import CameraRig
 
 NEAR = 0.1
@@ -30,40 +31,6 @@ class CameraRender:
     covered: Tensor  # long [M]: pixels each object would have if it were alone, all cameras together
 
 
-@dataclass(frozen=True)
-class Plane:
-    """The ground in the ego frame: normal . p = offset."""
-
-    normal: Tensor  # float32 [3], unit
-    offset: float
-
-
-def move_solids(a_from_b: Tensor, solids: Solids, *, device: torch.device | str | None = None) -> Solids:
-    """Solids of frame b in frame a by a transform [4, 4], in float64 since world coordinates are large."""
-    target = solids.centre.device if device is None else device
-    rotation, shift = a_from_b[:3, :3].double(), a_from_b[:3, 3].double()
-    centre = (solids.centre.double().cpu() @ rotation.T + shift).float()
-    turned = (rotation @ solids.rotation.double().cpu()).float()
-    rest = (
-        solids.half_size,
-        solids.shape,
-        solids.colour,
-        solids.semantic,
-        solids.instance,
-        solids.reflectance,
-    )
-    return Solids(*(value.to(target) for value in (centre, turned, *rest)))
-
-
-def ground_plane(ground: Ground, world_from_ego: Tensor, *, device: torch.device | str = "cpu") -> Plane:
-    """The ground's plane in the ego frame of `world_from_ego` [4, 4] float64."""
-    normal = torch.tensor([-ground.slope[0], -ground.slope[1], 1.0], dtype=torch.float64)
-    length = normal.norm()
-    offset = (ground.height - normal @ world_from_ego[:3, 3].double().cpu()) / length
-    local = world_from_ego[:3, :3].double().cpu().T @ (normal / length)
-    return Plane(local.float().to(device), float(offset))
-
-
 def camera_lines(rig: CameraRig) -> Scanlines:
     """One scanline per image row, camera by camera; the rays' parameter is depth along the optical axis."""
     height, width = rig.image_size
@@ -75,13 +42,6 @@ def camera_lines(rig: CameraRig) -> Scanlines:
     origin = rig.ego_from_camera[:, None, :3, 3].expand_as(base)
     position = torch.arange(width, device=device, dtype=torch.float32)
     return Scanlines(origin.reshape(-1, 3), base.reshape(-1, 3), step.reshape(-1, 3), position)
-
-
-def solid_corners(solids: Solids) -> Tensor:
-    """Corners [P, 8, 3] of the boxes about solids."""
-    unit = torch.tensor([[0.0, 0, 0, 2, 2, 2, 0]], device=solids.centre.device)
-    signs = box_corners(unit)  # [1, 8, 3], +-1
-    return (signs * solids.half_size[:, None]) @ solids.rotation.transpose(-1, -2) + solids.centre[:, None]
 
 
 def camera_candidates(solids: Solids, rig: CameraRig) -> Candidates:
@@ -106,13 +66,6 @@ def camera_candidates(solids: Solids, rig: CameraRig) -> Candidates:
     return Candidates(solid, camera * height + first, (last - first + 1).clamp(min=0))
 
 
-def ground_inverse(plane: Plane, lines: Scanlines) -> Tensor:
-    """1 / t [L, S] at which rays meet the ground, 0 where they do not."""
-    gap = plane.offset - lines.origin @ plane.normal  # [L], negative above the ground
-    slope = lines.step @ plane.normal / gap
-    return ((lines.base @ plane.normal / gap)[:, None] + slope[:, None] * lines.position).clamp(min=0)
-
-
 def render_cameras(
     solids: Solids,
     ground: Ground,
@@ -132,7 +85,7 @@ def render_cameras(
     solid = hits.solid.masked_fill(hits.inverse <= floor, -1)
     inverse = torch.maximum(hits.inverse, floor)
     hits = replace(hits, inverse=inverse, solid=solid)
-    images = shade(hits, lines, solids, ground, world_from_ego, look, seed=seed, shape=shape)
+    images = shade(hits, lines, solids, ground, plane, world_from_ego, look, seed=seed, shape=shape)
     owner = torch.cat([solids.instance.new_full((1,), -1), solids.instance]).int()
     instance = owner.index_select(0, solid.flatten() + 1)
     covered = covered_samples(hits, solids.instance, num_groups=num_objects)
@@ -150,13 +103,3 @@ def visible_boxes(render: CameraRender, num_objects: int) -> Tensor:
     boxes.scatter_reduce_(0, slot[:, None].expand(-1, 4), value, "amax")
     boxes = torch.where(torch.isinf(boxes), torch.nan, boxes)
     return (boxes * boxes.new_tensor([-1.0, -1.0, 1.0, 1.0])).view(num_cameras, num_objects, 4)
-
-
-def ground_cells(points: Tensor, ground: Ground, world_from_ego: Tensor) -> Tensor:
-    """Flat cells [N] of the ground's raster under points [N, 3] (ego frame), clamped to its rim."""
-    pose = world_from_ego.tolist()
-    index = torch.zeros(len(points), dtype=torch.long, device=points.device)
-    for axis, size in enumerate(ground.semantic.shape):
-        world = sum(pose[axis][i] * points[:, i] for i in range(3)) + (pose[axis][3] - ground.origin[axis])
-        index = index * size + (world / ground.cell).long().clamp(0, size - 1)
-    return index

@@ -9,16 +9,12 @@ import torch
 from torch import Tensor
 
 from vlm_occ.data.simulator.assemblies import tight_boxes
+from vlm_occ.data.simulator.egocentric import ground_plane, move_solids
 from vlm_occ.data.simulator.grammar import write_queries
 from vlm_occ.data.simulator.labels import VoxelTruth, camera_mask, lidar_mask, voxelise
 from vlm_occ.data.simulator.lidar import LidarSweep, scan
 from vlm_occ.data.simulator.objects import ObjectFacts, Solids
-from vlm_occ.data.simulator.rendering import (
-    CameraRender,
-    ground_plane,
-    move_solids,
-    render_cameras,
-)
+from vlm_occ.data.simulator.rendering import CameraRender, render_cameras
 from vlm_occ.data.simulator.rig import nuscenes_rig
 from vlm_occ.data.simulator.situations import write_situations
 from vlm_occ.data.simulator.world import World, build_world
@@ -186,7 +182,8 @@ def _observe(
     if lidar:
         sweep = scan(solids, world.ground, pose, seed=noise, lift=world.ego_height_jitter)
     points = None if sweep is None else sweep.points
-    return _Observation(Frame(float(world.timestamps[frame]), images, pose, points), solids, render, sweep)
+    seen = Frame(float(world.timestamps[frame]), images, pose.to(images.device), points)
+    return _Observation(seen, solids, render, sweep)
 
 
 def _keep_objects(world: World, solids: Solids, grid: VoxelGrid) -> tuple[Tensor, Tensor, Solids]:

@@ -7,14 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlm_occ.data.simulator.egocentric import Plane
 from vlm_occ.data.simulator.objects import CYLINDER, Ground, Solids
 from vlm_occ.data.simulator.scanlines import Hits
+from vlm_occ.data.simulator.shadows import ShadowMap, cast_shadows
 from vlm_occ.data.simulator.spans import CURVED, Scanlines
 from vlm_occ.data.simulator.world import Appearance
 from vlm_occ.types import OCC3D_CLASSES
 
 _VEGETATION = OCC3D_CLASSES.index("vegetation")
 
+
+_OVERCAST = 0.3
+"""Sun weaker than this casts no shadow; what lies under things is then darkened a little instead."""
 
 _FOG_FAR = 1e4
 """Depth in metres that stands for the sky's."""
@@ -31,6 +36,8 @@ class _Light:
     haze: float
     sky: list[float]
     fog: list[float]
+    shadows: ShadowMap
+    overcast: bool  # then the shadows are those of the sky overhead, and faint
 
 
 def shade(
@@ -38,6 +45,7 @@ def shade(
     lines: Scanlines,
     solids: Solids,
     ground: Ground,
+    plane: Plane,
     world_from_ego: Tensor,
     look: Appearance,
     *,
@@ -47,26 +55,33 @@ def shade(
     """Images, uint8 [V, 3, H, W], of hits on `solids` (ego frame); depth without a solid is ground."""
     num_cameras, height, width = shape
     device = lines.base.device
-    light = _light(look, world_from_ego, device)
+    light = _light(solids, plane, look, world_from_ego)
     surfaces = _Surfaces.of(solids, light)
-    raster = _Raster.of(ground, world_from_ego, light, device)
+    raster = _Raster.of(ground, world_from_ego, light)
     images = torch.empty(num_cameras, 3, height, width, dtype=torch.uint8, device=device)
     generator = torch.Generator().manual_seed(seed)
     # One field of noise, shifted: independent noise for every camera would cost as much as the shading.
     noise = (2.5 * torch.randn(3 * height * width + num_cameras * 997, generator=generator)).to(device)
-    gain = 255 * look.exposure * look.colour_cast
+    cast = look.colour_cast.tolist()
     # Camera by camera the arrays stay in a CPU's cache; a GPU takes all at once.
     block = height if device.type == "cpu" else num_cameras * height
     for first in range(0, len(lines.base), block):
         part = slice(first, first + block)
         colour = _paint(_view(lines, hits, part), surfaces, raster, light)  # [3, block * W]
         for camera in range(first // height, (first + block) // height):
-            inside = slice((camera * height - first) * width, ((camera + 1) * height - first) * width)
+            inside = colour[:, (camera * height - first) * width : ((camera + 1) * height - first) * width]
+            gain = 255 * look.exposure * _automatic_exposure(inside)
             for channel in range(3):
                 start = camera * 997 + channel * height * width
-                plane = colour[channel, inside] * float(gain[channel]) + noise[start : start + height * width]
-                images[camera, channel] = plane.clamp_(0, 255).view(height, width)
+                grain = noise[start : start + height * width]
+                bright = torch.addcmul(grain, inside[channel], gain * cast[channel])
+                images[camera, channel] = bright.clamp_(0, 255).view(height, width)
     return images
+
+
+def _automatic_exposure(colour: Tensor) -> Tensor:
+    """Gain that takes an image [3, N] half the way, in its logarithm, to a mean of 0.45."""
+    return (0.45 / colour[1, ::7].mean().clamp(min=1e-3)).sqrt().clamp(0.7, 1.8)
 
 
 @dataclass(frozen=True)
@@ -107,24 +122,29 @@ def _paint(view: _View, surfaces: _Surfaces, raster: _Raster, light: _Light) -> 
         solid, face = view.solid.index_select(0, short), view.face.index_select(0, short)
         distance = view.depth.index_select(0, short) * norm.index_select(0, short)
         clear = (distance * -light.haze).exp_()
-        painted = painter.paint(point, solid, face)
+        lit = light.shadows.lit(point, on_ground=painter is raster)
+        painted = painter.paint(point, solid, face, lit)
         for channel, fog in enumerate(light.fog):
             colour[channel].scatter_(0, index, torch.addcmul(fog * (1 - clear), painted[channel], clear))
     return colour
 
 
-def _light(look: Appearance, world_from_ego: Tensor, device: torch.device) -> _Light:
-    """The light of a world in the ego frame."""
-    rotation = world_from_ego[:3, :3].float().cpu()
+def _light(solids: Solids, plane: Plane, look: Appearance, world_from_ego: Tensor) -> _Light:
+    """The light of a world in the ego frame of `solids`."""
+    rotation = world_from_ego[:3, :3].float().to(solids.centre.device)
+    sun, up = rotation.T @ look.sun_direction.to(rotation), rotation[2]
     sky = look.sky_colour.tolist()
+    overcast = look.sun_strength < _OVERCAST
     return _Light(
-        sun=(rotation.T @ look.sun_direction).to(device),
-        up=rotation[2].to(device),
+        sun=sun,
+        up=up,
         strength=look.sun_strength,
         ambient=look.ambient,
         haze=look.haze,
         sky=sky,
         fog=[0.5 * value + 0.45 for value in sky],
+        shadows=cast_shadows(solids, plane, up if overcast else sun),
+        overcast=overcast,
     )
 
 
@@ -139,32 +159,47 @@ def _hash(*cells: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Raster:
-    """The ground's colours, lit."""
+    """The ground's colours."""
 
     ground: Ground
     pose: list[list[float]]
-    colour: list[Tensor]  # three of float32 [X * Y]
-    light: float
+    colour: Tensor  # float32 [X * Y, 3]
+    ambient: float  # brightness in shadow
+    sunlight: float  # brightness that the sun adds
 
     @classmethod
-    def of(cls, ground: Ground, world_from_ego: Tensor, light: _Light, device: torch.device) -> _Raster:
-        """The raster on a device."""
-        colour = [ground.colour[..., channel].flatten().to(device) for channel in range(3)]
-        level = light.ambient + light.strength * float(light.sun[2].clamp(min=0))
-        return cls(ground, world_from_ego.tolist(), colour, level)
+    def of(cls, ground: Ground, world_from_ego: Tensor, light: _Light) -> _Raster:
+        """The raster on the light's device."""
+        ambient, sunlight = light.ambient, light.strength * float(light.sun[2].clamp(min=0))
+        if light.overcast:
+            ambient, sunlight = 0.6 * ambient, 0.4 * ambient + sunlight
+        colour = ground.colour.reshape(-1, 3).to(light.sun.device)
+        return cls(ground, world_from_ego.tolist(), colour, ambient, sunlight)
 
-    def paint(self, point: list[Tensor], solid: Tensor, face: Tensor) -> list[Tensor]:
-        """Lit colours (three of [N]) of ground points; `solid` and `face` are not needed."""
+    def paint(self, point: list[Tensor], solid: Tensor, face: Tensor, lit: Tensor) -> list[Tensor]:
+        """Colours (three of [N]) of ground points, between the four nearest cells."""
         del solid, face
-        cells = []
+        low, part = [], []
         for axis, size in enumerate(self.ground.semantic.shape):
             pose = [value / self.ground.cell for value in self.pose[axis]]
-            world = point[0] * pose[0] + point[1] * pose[1] + point[2] * pose[2]
-            offset = pose[3] - self.ground.origin[axis] / self.ground.cell
-            cells.append((world + offset).clamp_(0, size - 1))
-        index = cells[0].int() * self.ground.semantic.shape[1] + cells[1].int()
-        grain = 0.94 + 0.12 * _hash(*((8 * value).int() for value in cells))
-        return [plane.index_select(0, index) * grain * self.light for plane in self.colour]
+            offset = pose[3] - self.ground.origin[axis] / self.ground.cell - 0.5
+            cell = sum_products(point, pose[:3]).add_(offset).clamp_(0, size - 1.001)
+            low.append(cell.int())
+            part.append((cell - low[-1])[:, None])
+        width = self.ground.semantic.shape[1]
+        index = low[0] * width + low[1]
+        near, far = (
+            torch.lerp(
+                self.colour.index_select(0, index + shift),
+                self.colour.index_select(0, index + shift + 1),
+                part[1],
+            )
+            for shift in (0, width)
+        )
+        colour = torch.lerp(near, far, part[0])  # [N, 3]
+        grain = 0.92 + 0.16 * _hash(*(((a + b[:, 0]) * 5).int() for a, b in zip(low, part, strict=True)))
+        light = (lit * self.sunlight + self.ambient) * grain
+        return [colour[:, channel] * light for channel in range(3)]
 
 
 @dataclass(frozen=True)
@@ -174,7 +209,8 @@ class _Surfaces:
     centre: list[Tensor]
     axes: list[list[Tensor]]  # axes[i][j]: ego axis i of the solid's axis j
     colour: list[Tensor]
-    flat_light: Tensor  # [P * 6] brightness of the six flat faces
+    flat_sun: Tensor  # [P * 6] brightness of the six flat faces by the sun
+    flat_sky: Tensor  # [P * 6] and by the sky
     gradient: list[Tensor]  # of the quadric, per metre from the centre
     sunward: list[Tensor]  # the sun in the solid's axes
     upward: list[Tensor]
@@ -200,7 +236,8 @@ class _Surfaces:
             centre=columns(solids.centre),
             axes=[columns(rotation[:, i]) for i in range(3)],
             colour=columns(solids.colour),
-            flat_light=light.strength * facing.clamp(min=0) + light.ambient * (0.75 + 0.25 * rise),
+            flat_sun=light.strength * facing.clamp(min=0),
+            flat_sky=light.ambient * (0.75 + 0.25 * rise),
             gradient=columns(gradient),
             sunward=columns(sunward),
             upward=columns(upward),
@@ -208,22 +245,25 @@ class _Surfaces:
             light=light,
         )
 
-    def paint(self, point: list[Tensor], solid: Tensor, face: Tensor) -> list[Tensor]:
-        """Lit colours (three of [N]) of points on solids."""
+    def paint(self, point: list[Tensor], solid: Tensor, face: Tensor, lit: Tensor) -> list[Tensor]:
+        """Colours (three of [N]) of points on solids."""
         offset = [point[i] - self.centre[i].index_select(0, solid) for i in range(3)]
         local = [  # metres along the solid's axes
             sum_products(offset, [self.axes[i][j].index_select(0, solid) for i in range(3)]) for j in range(3)
         ]
-        light = self._brightness(local, solid, face)
-        fine = _hash(*((value * 12 + 4096).int() for value in local), solid)
-        coarse = _hash(*((value * 3.1 + 4096).int() for value in local), solid)
+        light = self._brightness(local, solid, face, lit if not self.light.overcast else torch.ones_like(lit))
+        fine = _hash(*((value * 25 + 4096).int() for value in local), solid)
+        coarse = _hash(*((value * 7 + 4096).int() for value in local), solid)
         texture = (0.6 * fine + 0.4 * coarse - 0.5) * self.spread.index_select(0, solid)
         light = torch.addcmul(light, light, texture)
         return [plane.index_select(0, solid) * light for plane in self.colour]
 
-    def _brightness(self, local: list[Tensor], solid: Tensor, face: Tensor) -> Tensor:
+    def _brightness(self, local: list[Tensor], solid: Tensor, face: Tensor, lit: Tensor) -> Tensor:
         """Brightness [N] by Lambert's law for the sun, and a sky that is brighter above."""
-        bright = self.flat_light.index_select(0, solid * 6 + face.clamp(max=5))
+        plate = solid * 6 + face.clamp(max=5)
+        bright = torch.addcmul(
+            self.flat_sky.index_select(0, plate), self.flat_sun.index_select(0, plate), lit
+        )
         curved = (face == CURVED).nonzero()[:, 0]
         index = solid.index_select(0, curved)
         normal = [
@@ -232,10 +272,15 @@ class _Surfaces:
         length = sum_products(normal, normal).clamp_(min=1e-12).rsqrt_()
         sun = sum_products(normal, [plane.index_select(0, index) for plane in self.sunward]) * length
         sky = sum_products(normal, [plane.index_select(0, index) for plane in self.upward]) * length
-        round_ = self.light.strength * sun.clamp_(min=0) + self.light.ambient * (0.75 + 0.25 * sky)
-        return bright.scatter_(0, curved, round_)
+        sun = sun.clamp_(min=0) * lit.index_select(0, curved)
+        return bright.scatter_(
+            0, curved, self.light.strength * sun + self.light.ambient * (0.75 + 0.25 * sky)
+        )
 
 
-def sum_products(a: list[Tensor], b: list[Tensor]) -> Tensor:
+def sum_products(a: list[Tensor], b: list[Tensor] | list[float]) -> Tensor:
     """a[0] b[0] + a[1] b[1] + a[2] b[2]."""
-    return torch.addcmul(torch.addcmul(a[0] * b[0], a[1], b[1]), a[2], b[2])
+    total = a[0] * b[0]
+    for x, y in zip(a[1:], b[1:], strict=True):
+        total = torch.addcmul(total, x, y) if isinstance(y, Tensor) else total.add_(x, alpha=y)
+    return total
