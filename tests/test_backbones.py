@@ -59,7 +59,8 @@ def queries(backbone: Backbone) -> list[Tensor]:
 def alone(backbone: Backbone, prefix: Prefix, features: dict[str, Tensor], query: Tensor) -> Tensor:
     """States [l, D] of one query after its prefix, by the model's own forward with spliced embeddings.
 
-    Independent of our hook, masks, packing and cache: embeddings are made here, and the mask is the model's.
+    Independent of our hook, masks, packing and cache: pose and voxel embeddings are written here, vision
+    features, positions and mask are the model's own.
     """
     inner = backbone.model.model
     ids = torch.cat((prefix.input_ids, query))
@@ -67,16 +68,14 @@ def alone(backbone: Backbone, prefix: Prefix, features: dict[str, Tensor], query
         embeddings = inner.get_input_embeddings()(ids)
         embeddings[prefix.pose_index] = features["pose"]
         embeddings[prefix.voxel_index] = features["voxel"]
+        where = {"inputs_embeds": embeddings[None], "position_ids": positions(backbone, prefix, ids)}
         if prefix.frames and backbone.family == "llava_onevision":
-            places = (ids == backbone.model.config.video_token_id).nonzero()[:, 0]
-            embeddings[places] = inner.get_video_features(prefix.frames["pixels"][None]).pooler_output[0]
+            output = inner(pixel_values_videos=prefix.frames["pixels"][None], **where)
         elif prefix.frames:
-            places = (ids == backbone.model.config.image_token_id).nonzero()[:, 0]
-            pictures = inner.get_image_features(prefix.frames["pixels"], prefix.frames["grid"]).pooler_output
-            embeddings[places] = torch.cat(list(pictures))
-        output = inner.language_model(
-            inputs_embeds=embeddings[None], position_ids=positions(backbone, prefix, ids)
-        )
+            grid = prefix.frames["grid"]
+            output = inner(pixel_values=prefix.frames["pixels"], image_grid_thw=grid, **where)
+        else:
+            output = inner(**where)
     return output.last_hidden_state[0, len(prefix.input_ids) :]
 
 

@@ -77,12 +77,17 @@ class LlavaOnevision(Family):
         """Side of a frame in pixels."""
         return self.model.config.vision_config.image_size
 
+    @property
+    def frame_side(self) -> int:
+        """Rows and columns of a frame's tokens after pooling."""
+        return -(-(self.image_size // self.model.config.vision_config.patch_size) // 2)  # rounded up
+
     def prepare(self, images: Tensor) -> dict[str, Tensor]:
         frames = resized(images, (self.image_size, self.image_size))
         return {"pixels": normalised(frames, self.mean, self.std)}  # [F, 3, h, w]
 
     def frame_pieces(self, prepared: dict[str, Tensor]) -> list[list[Piece]]:
-        side = -(-(self.image_size // self.model.config.vision_config.patch_size) // 2)  # rounded up
+        side = self.frame_side
         return [[Piece([self.vision_id] * side**2, (side, side))] for _ in prepared["pixels"]]
 
     def closing_pieces(self, frames: int) -> list[Piece]:
@@ -94,13 +99,11 @@ class LlavaOnevision(Family):
         pixels = torch.cat([item["pixels"] for item in prepared])[
             :, None
         ]  # [F, 1, 3, h, w]: clips of one frame
-        features = inner.get_video_features(
-            pixels.to(inner.vision_tower.dtype)
-        ).pooler_output  # [F, n + 1, D]
-        rows = []
-        for clip in features.split([count for count in counts if count]):
-            rows += [clip[:, :-1].flatten(0, 1), clip[-1, -1:]]  # every frame's tokens, then one newline
-        return torch.cat(rows)  # [N, D]
+        features = inner.get_video_features(pixels.to(inner.vision_tower.dtype)).pooler_output
+        features = features[:, : self.frame_side**2]  # [F, n, D]; some versions add the newline here
+        newline = inner.image_newline[None].to(features)
+        clips = features.split([count for count in counts if count])
+        return torch.cat([rows for clip in clips for rows in (clip.flatten(0, 1), newline)])  # [N, D]
 
     def trainable_projector(self) -> dict[str, nn.Parameter]:
         inner = self.model.model
