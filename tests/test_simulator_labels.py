@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from simulator_worlds import daylight, flat_ground, random_solids, wall
 
-from vlm_occ.data.simulator import egocentric, labels, lidar, rendering, rig, scene
+from vlm_occ.data.simulator import egocentric, filling, labels, lidar, rendering, rig, scene
 from vlm_occ.data.simulator.objects import BOX, ELLIPSOID, Solids
 from vlm_occ.data.simulator.preview import contact_sheet
 from vlm_occ.geometry import box_corners, points_in_boxes, project
@@ -43,7 +43,7 @@ def test_semantics_equal_a_naive_loop_over_voxels_solids_and_samples() -> None:
         semantic=torch.arange(12),
     )
     solids = replace(solids, instance=solids.instance.clamp(min=-1))
-    truth = labels.voxelise(solids, flat_ground(), LEVEL, GRID)
+    truth = filling.voxelise(solids, flat_ground(), LEVEL, GRID)
     volume = solids.half_size.clamp(min=0.1).prod(-1)
     generator = torch.Generator().manual_seed(0)
     filled = (truth.instance >= 0).nonzero()
@@ -71,13 +71,13 @@ def test_a_large_object_is_a_shell_and_a_building_has_neither_inside_nor_floor()
     box = replace(
         wall(0.0), centre=torch.tensor([[0.1, 0.1, 1.25]]), half_size=torch.tensor([[4.0, 3.0, 1.3]])
     )
-    truth = labels.voxelise(box, flat_ground(), LEVEL, GRID)
+    truth = filling.voxelise(box, flat_ground(), LEVEL, GRID)
     middle, _ = GRID.index_of(torch.tensor([0.1, 0.1, 0.0]))
     x, y, _ = middle.tolist()
     assert (truth.semantics[x, y, :6] == FREE).all()
     assert truth.semantics[x, y].min() == int(box.semantic[0])  # the roof
     vehicle = replace(box, instance=torch.tensor([0]), semantic=torch.tensor([4]), centre=box.centre + 0.6)
-    truth = labels.voxelise(vehicle, flat_ground(), LEVEL, GRID)
+    truth = filling.voxelise(vehicle, flat_ground(), LEVEL, GRID)
     solid = voxels_in_box(torch.tensor([0.7, 0.7, 1.85, 8.0, 6.0, 2.6, 0.0]), GRID)
     neighbours = [solid.roll(shift, axis) for axis in range(3) for shift in (-1, 1)]
     inner = torch.stack([solid, *neighbours]).all(0)
@@ -86,16 +86,16 @@ def test_a_large_object_is_a_shell_and_a_building_has_neither_inside_nor_floor()
 
 
 @pytest.fixture(scope="module")
-def seen() -> tuple[Solids, CameraRig, rendering.CameraRender, labels.VoxelTruth]:
+def seen() -> tuple[Solids, CameraRig, rendering.CameraRender, filling.VoxelTruth]:
     solids, cameras = random_solids(2), rig.nuscenes_rig((128, 352))
     render = rendering.render_cameras(
         solids, flat_ground(), LEVEL, cameras, daylight(), num_objects=20, seed=0
     )
-    return solids, cameras, render, labels.voxelise(solids, flat_ground(), LEVEL, VoxelGrid())
+    return solids, cameras, render, filling.voxelise(solids, flat_ground(), LEVEL, VoxelGrid())
 
 
 def test_the_camera_mask_equals_a_naive_check_of_sampled_voxels(
-    seen: tuple[Solids, CameraRig, rendering.CameraRender, labels.VoxelTruth],
+    seen: tuple[Solids, CameraRig, rendering.CameraRender, filling.VoxelTruth],
 ) -> None:
     _, cameras, render, truth = seen
     grid = VoxelGrid()

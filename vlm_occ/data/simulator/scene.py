@@ -10,8 +10,9 @@ from torch import Tensor
 
 from vlm_occ.data.simulator.assemblies import tight_boxes
 from vlm_occ.data.simulator.egocentric import ground_plane, move_solids
+from vlm_occ.data.simulator.filling import VoxelTruth, voxelise
 from vlm_occ.data.simulator.grammar import write_queries
-from vlm_occ.data.simulator.labels import VoxelTruth, camera_mask, lidar_mask, voxelise
+from vlm_occ.data.simulator.labels import camera_mask, lidar_mask
 from vlm_occ.data.simulator.lidar import LidarSweep, scan
 from vlm_occ.data.simulator.objects import ObjectFacts, Solids
 from vlm_occ.data.simulator.rendering import CameraRender, render_cameras
