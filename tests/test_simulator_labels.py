@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from simulator_worlds import daylight, flat_ground, random_solids, wall
 
-from vlm_occ.data.simulator import egocentric, filling, labels, lidar, rendering, rig, scene
+from vlm_occ.data.simulator import egocentric, filling, labels, lidar, rendering, report, rig, scene
 from vlm_occ.data.simulator.objects import BOX, ELLIPSOID, Solids
 from vlm_occ.data.simulator.preview import contact_sheet
 from vlm_occ.geometry import box_corners, points_in_boxes, project
-from vlm_occ.types import FREE, OCC3D_CLASSES, CameraRig, VoxelGrid
+from vlm_occ.types import FREE, OCC3D_CLASSES, TALK2OCC_CLASSES, CameraRig, VoxelGrid
 from vlm_occ.voxels import voxels_in_box
 
 GRID = VoxelGrid(origin=(-10.0, -8.0, -1.0), shape=(50, 40, 12))
@@ -211,6 +211,20 @@ def test_splits_share_no_seed() -> None:
     assert scene.split_seed("test", 1) == 60_000_001
     with pytest.raises(ValueError, match="expected 0 <= index < 1000000"):
         scene.split_seed("demo", 1_000_000)
+
+
+def test_the_voxel_table_counts_what_fills_the_boxes() -> None:
+    simulation = scene.simulate_details(12, balanced=True, cameras=False, lidar=False)
+    truth = simulation.labelled.labels
+    rows = report.voxel_table([simulation]).splitlines()[1:]
+    assert sum(int(row[22:30]) for row in rows) == len(truth.boxes)
+    first = int(truth.classes[0])
+    counts = [
+        int((voxels_in_box(box, VoxelGrid()) & (truth.semantics != FREE)).sum())
+        for box in truth.boxes[truth.classes == first]
+    ]
+    row = next(row for row in rows if row.startswith(TALK2OCC_CLASSES[first]))
+    assert int(row[30:40]) == round(sum(counts) / len(counts))
 
 
 def test_a_contact_sheet_shows_every_image_and_the_map(tmp_path: Path) -> None:

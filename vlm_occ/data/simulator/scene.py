@@ -34,7 +34,7 @@ _FIRST_SEED: dict[Split, int] = {
 
 MIN_VISIBILITY, MIN_PIXELS, MIN_POINTS = 0.25, 30, 5
 """An object is referable if it fills a voxel and is seen: at least this fraction of it and this many pixels
-(of a 256 x 704 image), or this many LiDAR points in its box."""
+(of a 256 x 704 image), or this many LiDAR points on it."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def simulate_details(
     truth = voxelise(last.solids, world.ground, world.ego_poses[-1], grid)
     labels = _labels(world, objects, boxes, truth, last, rig, grid)
     scene = Scene(rig, tuple(item.frame for item in seen), grid, name=f"sim:{seed}")
-    facts = _facts(world, objects, labels, truth, last.render)
+    facts = _facts(world, objects, labels, truth, last)
     return Simulation(LabelledScene(scene, labels), world, objects, facts, truth, last.render, last.sweep)
 
 
@@ -239,17 +239,19 @@ def _labels(
 
 
 def _facts(
-    world: World, objects: Tensor, labels: SceneLabels, truth: VoxelTruth, render: CameraRender | None
+    world: World, objects: Tensor, labels: SceneLabels, truth: VoxelTruth, observed: _Observation
 ) -> tuple[ObjectFacts, ...]:
     """What can be said about each row of the labels."""
     count = len(objects)
     filled = torch.bincount(truth.instance[truth.instance >= 0], minlength=count).tolist()
-    pixels = [0] * count
-    scale = 1.0
-    if render is not None:
-        pixels = render.visible[:count].tolist()
-        scale = render.depth[0].numel() / (256 * 704)
-    visibility, points = labels.visibility.tolist(), labels.num_points.tolist()
+    pixels, points, scale = [0] * count, [0] * count, 1.0
+    if observed.render is not None:
+        pixels = observed.render.visible[:count].tolist()
+        scale = observed.render.depth[0].numel() / (256 * 704)
+    if observed.sweep is not None:  # a box also holds points of the ground
+        hit = observed.sweep.instance
+        points = torch.bincount(hit[hit >= 0], minlength=count).tolist()
+    visibility = labels.visibility.tolist()
     boxes, velocities = labels.boxes.tolist(), labels.velocities.tolist()
     facts = []
     for row, index in enumerate(objects.tolist()):
