@@ -158,6 +158,7 @@ class TrainConfig:
     queries_per_scene: int = 16
     perception_rate: float = 1e-3
     head_rate: float = 1e-3
+    input_rate: float = 2e-4  # what is spliced into the language model: projectors, token rows
     lora_rate: float = 3e-4
     weight_decay: float = 0.01
     warmup: int = 50

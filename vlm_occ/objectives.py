@@ -36,7 +36,7 @@ PERCEPTION_WEIGHTS = {
 """Weight of each perception term in the total loss."""
 
 
-GROUNDING_WEIGHTS = {"pointer": 4.0, "mask": 1.0, "mask_dice": 1.0, "box": 0.5, "language": 0.2}
+GROUNDING_WEIGHTS = {"pointer": 4.0, "ranking": 1.0, "mask": 1.0, "mask_dice": 1.0, "box": 0.5, "language": 0.2}
 """Weight of each grounding term in the total loss."""
 
 
@@ -105,6 +105,7 @@ def centre_terms(output: PerceptionOutput, labels: Sequence[SceneLabels], grid: 
         velocity = velocities[inside].repeat_interleave(9, dim=0)[keep]
         predicted = output.regression[b][:, around[:, 0], around[:, 1]].T
         target = encode_regression(box, velocity, around, grid)
+        target = torch.where(target.isnan(), predicted.detach(), target)  # nuScenes knows not every velocity
         loss = functional.smooth_l1_loss(predicted, target, reduction="none", beta=0.1) * scale
         values["regression"].append(loss.sum() / (9 * count))
     return _terms(values)
@@ -118,13 +119,14 @@ def attribute_terms(output: PerceptionOutput, labels: Sequence[SceneLabels]) -> 
         match = match_boxes(tokens.candidates.box, item.boxes[rows])
         rows, match = rows[match >= 0], match[match >= 0]
         colours = item.colours[rows]
-        moving = (item.velocities[rows].norm(dim=-1) > 0.5).float()
+        speeds = item.velocities[rows].norm(dim=-1)
+        known = ~speeds.isnan()
         label = functional.cross_entropy(tokens.class_logits[match], item.classes[rows], reduction="sum")
         colour = functional.cross_entropy(
             tokens.colour_logits[match], colours, reduction="sum", ignore_index=-1
         )
         motion = functional.binary_cross_entropy_with_logits(
-            tokens.moving_logits[match], moving, reduction="sum"
+            tokens.moving_logits[match[known]], (speeds[known] > 0.5).float(), reduction="sum"
         )
         count = max(len(rows), 1)
         values["label"].append(label / count)
@@ -148,24 +150,25 @@ def grounding_terms(
     model: VLMOcc, output: GroundingOutput, batch: Batch, labels: Sequence[SceneLabels]
 ) -> dict[str, Term]:
     """Which tokens a query means (focal), their masks (focal and Dice), boxes, and the answer's words."""
-    terms = {"pointer": pointer_term(output, batch, labels)}
+    terms = pointer_terms(output, batch, labels)
     terms.update(object_terms(output, labels, model.perception.grid))
     terms["language"] = language_term(model, output, batch)
     return terms
 
 
-def pointer_term(output: GroundingOutput, batch: Batch, labels: Sequence[SceneLabels]) -> Term:
+def pointer_terms(output: GroundingOutput, batch: Batch, labels: Sequence[SceneLabels]) -> dict[str, Term]:
     """Focal loss of every token for every query, a mean over a scene's queries.
 
     A token over a target's footprint that was not matched to it is neither right nor wrong; a query with a
-    target that no token stands for is left out.
+    target that no token stands for is left out. `ranking` is the cross-entropy of the targets among all tokens,
+    which pulls sentences apart long before the scores are sharp.
     """
-    scenes = []
+    scenes, rankings = [], []
     for logits, match, queries, tokens, item in zip(
         output.pointer_logits, output.matches, batch.queries, output.perception.tokens, labels, strict=True
     ):
         over = inside_footprint(tokens.candidates.box, item.boxes)  # [M, N]
-        losses = [logits.sum() * 0]
+        losses, ranks = [logits.sum() * 0], [logits.sum() * 0]
         for q, query in enumerate(queries):
             targets = list(query.targets)
             rows = match[targets]
@@ -175,8 +178,12 @@ def pointer_term(output: GroundingOutput, batch: Batch, labels: Sequence[SceneLa
             ignore = over[targets].any(0) & (target == 0)
             loss = sigmoid_focal(logits[q], target, alpha=0.5)
             losses.append(torch.where(ignore, torch.zeros_like(loss), loss).sum())
+            if targets:
+                others = logits[q].masked_fill(ignore, -torch.inf)
+                ranks.append(torch.logsumexp(others, 0) - torch.logsumexp(logits[q][rows], 0))
         scenes.append(torch.stack(losses).sum() / max(len(losses) - 1, 1))
-    return term(torch.stack(scenes))
+        rankings.append(torch.stack(ranks).sum() / max(len(ranks) - 1, 1))
+    return {"pointer": term(torch.stack(scenes)), "ranking": term(torch.stack(rankings))}
 
 
 def object_terms(output: GroundingOutput, labels: Sequence[SceneLabels], grid: VoxelGrid) -> dict[str, Term]:

@@ -27,6 +27,7 @@ def overfit_config(out: str, steps: int) -> TrainConfig:
         warmup=20,
         perception_rate=2e-3,
         lora_rate=5e-4,
+        clip=1.0,
         save_every=max(steps // 4, 1),
         tracker="none",
     )

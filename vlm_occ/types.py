@@ -207,7 +207,7 @@ class SceneState:
     voxel_features: Tensor  # [M, C]
     token_boxes: Tensor  # [N, 7] first boxes of the candidate objects
     token_labels: Tensor  # long [N], most likely class in TALK2OCC_CLASSES
-    token_states: Tensor  # [N, D], final states of the voxel tokens
+    token_states: Tensor  # [N, W], what the heads know of the voxel tokens
     language: object  # the backbone's PrefixState: key/value cache and next position
 
 

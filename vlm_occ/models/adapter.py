@@ -14,8 +14,13 @@ from vlm_occ.config import ModelConfig
 from vlm_occ.data.scenes import check_query
 from vlm_occ.encoders.inputs import prepare_scene
 from vlm_occ.encoders.pose import PoseEncoder
-from vlm_occ.encoders.voxel_tokens import VoxelProjector, score_tokens
-from vlm_occ.heads.box import BoxHead, JointState, PointerHead
+from vlm_occ.encoders.voxel_tokens import (
+    POSITION_CHANNELS,
+    VoxelProjector,
+    position_features,
+    score_tokens,
+)
+from vlm_occ.heads.box import BoxHead, JointState, PointerHead, Standardise, TokenState
 from vlm_occ.heads.occupancy import ObjectMaskHead
 from vlm_occ.language.backbones import Backbone, load_backbone
 from vlm_occ.language.prefixes import Prefix, PrefixState
@@ -23,7 +28,7 @@ from vlm_occ.losses.matching import match_boxes
 from vlm_occ.models.batch import Batch, GroundingOutput, ReferredObject, VideoFrames, video_frames
 from vlm_occ.models.describe import describe
 from vlm_occ.models.perception import Perception, PerceptionOutput, SceneTokens
-from vlm_occ.types import GroundedObject, GroundingResult, Scene, SceneState
+from vlm_occ.types import GroundedObject, GroundingResult, LabelledScene, Scene, SceneState
 from vlm_occ.voxels import voxels_in_box
 
 
@@ -40,8 +45,10 @@ class VLMOcc(nn.Module):
         embeddings = cast(nn.Embedding, backbone.model.get_input_embeddings())
         scale = float(embeddings.weight.detach().float().std())
         self.voxel_projector = VoxelProjector(tokens, hidden, scale)
-        self.pointer = PointerHead(hidden, width)
-        self.joint = JointState(hidden, hidden, width)
+        self.standardise = Standardise(hidden)
+        self.token_state = TokenState(hidden, tokens + POSITION_CHANNELS, width)
+        self.pointer = PointerHead(hidden, width, width)
+        self.joint = JointState(hidden, width, width)
         self.mask = ObjectMaskHead(state_width=width, voxel_width=config.perception.fine_width, width=width)
         self.box = BoxHead(width)
         if backbone.dtype == torch.float32:
@@ -70,12 +77,13 @@ class VLMOcc(nn.Module):
         states = self.backbone.forward_joint(prefixes, features, [[i for i, _ in scene] for scene in ids])
         logits, matches, objects = [], [], []
         for b, joint in enumerate(states):
-            tokens = joint.prefix[prefixes[b].voxel_index]  # [N, D]
+            tokens = self._token_states(joint.prefix[prefixes[b].voxel_index], perception.tokens[b])
             ground = joint.prefix.new_zeros(0, joint.prefix.shape[-1])
             if joint.queries:
                 ground = torch.stack(
                     [state[place] for state, (_, place) in zip(joint.queries, ids[b], strict=True)]
                 )
+            ground = self.standardise(ground)
             logits.append(self.pointer(ground, tokens))
             pairs, match = self._pairs(batch, perception.tokens[b], b, logits[-1])
             matches.append(match)
@@ -175,7 +183,7 @@ class VLMOcc(nn.Module):
             voxel_features=perception.voxel_features,
             token_boxes=tokens.candidates.box,
             token_labels=tokens.class_logits.argmax(-1),
-            token_states=language.hidden[prefix.voxel_index],
+            token_states=self._token_states(language.hidden[prefix.voxel_index], tokens),
             language=language,
         )
 
@@ -228,10 +236,25 @@ class VLMOcc(nn.Module):
     def _ground_states(self, state: SceneState, queries: Sequence[str]) -> Tensor:
         """The grounding states [Q, D] of queries, run together on the scene's cache."""
         if not queries:
-            return state.token_states.new_zeros(0, state.token_states.shape[-1])
+            return state.token_states.new_zeros(0, self.backbone.hidden_size)
         ids = [self.backbone.query_ids(text) for text in queries]
         hidden = self.backbone.forward_queries(cast(PrefixState, state.language), [i for i, _ in ids])
-        return torch.stack([h[place] for h, (_, place) in zip(hidden, ids, strict=True)])
+        return self.standardise(torch.stack([h[n] for h, (_, n) in zip(hidden, ids, strict=True)]))
+
+    @torch.no_grad()
+    def measure_states(self, scenes: Sequence[LabelledScene]) -> None:
+        """Measure mean and spread of the grounding states on some scenes' sentences, once before training."""
+        self.standardise.reset()
+        states = [
+            self._ground_states(self.encode(item.scene), [query.text for query in item.queries])
+            for item in scenes
+        ]
+        self.standardise.measure(torch.cat(states))
+
+    def _token_states(self, states: Tensor, tokens: SceneTokens) -> Tensor:
+        """What the heads know of a scene's voxel tokens [N, width]."""
+        places = position_features(tokens.candidates.box.detach())
+        return self.token_state(states, torch.cat([tokens.features, places], dim=-1))
 
     def _answer(
         self, state: SceneState, query: str, ground: Tensor, scores: Tensor, rows: Tensor, *, refine: bool
