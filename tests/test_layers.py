@@ -14,7 +14,18 @@ LAYERS = {
     1: ("encoders", "heads", "losses", "data", "render", "eval.metrics", "chat"),  # chat knows types only
     2: ("language",),
     3: ("models",),
-    4: ("objectives", "train", "overfit", "latency", "run_check", "run_config", "run_log", "run_scenes", "run_state", "eval"),
+    4: (
+        "objectives",
+        "train",
+        "overfit",
+        "latency",
+        "run_check",
+        "run_config",
+        "run_log",
+        "run_scenes",
+        "run_state",
+        "eval",
+    ),
     5: ("cli", "commands", "demo", "doctor", "__main__", ""),
 }
 PACKAGE = Path(vlm_occ.__file__).parent

@@ -1,5 +1,5 @@
-"""`vlm-occ demo | ground | chat | data | train | eval | doctor`: results to stdout, everything else to
-stderr.
+"""`vlm-occ demo | ground | chat | data | train | merge | eval | doctor`: results to stdout, everything else
+to stderr.
 
 Exit codes: 0 done, 2 wrong use or bad input (one line on stderr), 1 our fault. `--help` imports no torch.
 """
@@ -59,6 +59,10 @@ def build_parser() -> Parser:
 
     train = commands.add_parser("train", help="train in one process: train CONFIG.yaml [--field value]")
     train.add_argument("config", metavar="CONFIG.yaml", type=Path)
+
+    merge = commands.add_parser("merge", help="fold a checkpoint's LoRA into its base model")
+    merge.add_argument("model", metavar="MODEL", help="nano, a checkpoint folder or a Hub id")
+    merge.add_argument("--out", type=Path, required=True, help="a new folder")
 
     evaluate = commands.add_parser("eval", help="metrics of a model on a data set")
     evaluate.add_argument("--model", required=True, help="nano, a checkpoint folder or a Hub id")
@@ -155,6 +159,10 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> None:
             from vlm_occ.train import train_command
 
             train_command(str(arguments.config), overrides(rest))
+        case "merge":
+            from vlm_occ.models.merge import merge_command
+
+            merge_command(arguments.model, arguments.out)
         case "eval":
             from vlm_occ.eval.report import evaluate_command
 

@@ -61,7 +61,8 @@ class StepScenes:
         epoch, place = divmod(number, len(source))
         bits = random_bits(config.seed + 17, number)
         index = int(permutation(len(source), config.seed, epoch)[place])
-        fresh = epoch * len(source) if isinstance(source, SimulatedScenes) else 0  # an epoch's own sentences
+        renews = isinstance(source, SimulatedScenes | MixedScenes)  # an epoch has sentences of its own
+        fresh = epoch * len(source) if renews else 0
         item = draw_queries(source[fresh + index], config.queries_per_scene, config.language_share, bits)
         if not config.data.augment:
             return item
@@ -82,19 +83,61 @@ def step_loader(scenes: StepScenes, start: int) -> Iterator[list[LabelledScene]]
     return iter(loader)
 
 
+@dataclass(frozen=True)
+class MixedScenes:
+    """Simulated and recorded scenes by turns; the shorter of the two comes round again."""
+
+    simulated: Scenes
+    recorded: Scenes
+
+    def __len__(self) -> int:
+        """Twice the longer one's."""
+        return 2 * max(len(self.simulated), len(self.recorded))
+
+    def __getitem__(self, index: int) -> LabelledScene:
+        """Scene `index`: even ones simulated, odd ones recorded."""
+        half, odd = divmod(index, 2)
+        if odd:
+            return self.recorded[half % len(self.recorded)]
+        return self.simulated[
+            half if isinstance(self.simulated, SimulatedScenes) else half % len(self.simulated)
+        ]
+
+
 def open_source(config: TrainConfig) -> Scenes:
-    """The scenes that a run trains on."""
+    """The scenes that a run trains on: simulated, from the folder of `vlm-occ data talk2occ`, or both."""
+    if config.data.source == "simulator":
+        return open_simulated(config)
+    if config.data.source == "talk2occ":
+        return open_recorded(config)
+    return MixedScenes(open_simulated(config), open_recorded(config))
+
+
+def open_simulated(config: TrainConfig) -> SimulatedScenes:
+    """The pool of simulated scenes; `data.scenes` 0 is a new scene for every forward of every process."""
     data = config.data
-    if data.source != "simulator":
-        raise ValueError(f"data.source = {data.source!r} is not wired yet")
-    total = config.steps * config.scenes_per_step * config.accumulation
     processes = int(os.environ.get("WORLD_SIZE", "1"))
+    total = config.steps * config.scenes_per_step * config.accumulation * processes
     return SimulatedScenes(
         "train",
-        data.scenes or total * processes,
+        data.scenes or total,
         num_frames=data.num_frames,
-        camera_frames=max(config.model.perception.camera_frames, config.model.vlm_frames),
+        camera_frames=min(
+            max(config.model.perception.camera_frames, config.model.vlm_frames), data.num_frames
+        ),
         num_queries=0 if config.stage == "perception" else data.queries,
         balanced=data.balanced,
         folder=Path(data.keep) if data.keep else None,
     )
+
+
+def open_recorded(config: TrainConfig) -> Scenes:
+    """The training part of a Talk2Occ folder."""
+    if config.data.folder is None:
+        raise ValueError(
+            f"data.source is {config.data.source!r} but data.folder is not given; give the folder that "
+            "`vlm-occ data talk2occ --out` wrote"
+        )
+    from vlm_occ.data.dataset import Talk2OccDataset
+
+    return Talk2OccDataset(config.data.folder, "train", num_frames=config.data.num_frames)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from vlm_occ.config import TrainConfig, from_dict, read_yaml, to_dict
+from vlm_occ.config import TrainConfig, read_yaml
 from vlm_occ.encoders.inputs import collate_inputs, prepare_scene
 from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.models.batch import Batch, make_batch
-from vlm_occ.models.checkpoint import load_checkpoint, save_checkpoint
+from vlm_occ.models.checkpoint import load_checkpoint, load_model_state, save_checkpoint
 from vlm_occ.models.perception import PerceptionOutput
 from vlm_occ.objectives import (
     GROUNDING_WEIGHTS,
@@ -26,10 +27,27 @@ from vlm_occ.objectives import (
     perception_terms,
     weighted_sum,
 )
-from vlm_occ.run_log import Log
+from vlm_occ.run_config import check_config, keep_config, overridden
+from vlm_occ.run_log import Log, draw_samples
 from vlm_occ.run_scenes import Scenes, StepScenes, open_source, step_loader
-from vlm_occ.run_state import resume, save_training_state
+from vlm_occ.run_state import (
+    RunParts,
+    load_optimizer,
+    load_weights,
+    newest_state,
+    run_weights,
+    save_training_state,
+    scalars_to_vectors,
+    weight_names,
+    whole,
+)
 from vlm_occ.types import FREE, LabelledScene, SceneLabels
+
+MEASURED_SCENES = 12
+"""Scenes on whose sentences the spread of the grounding states is measured before training."""
+
+CACHED_SCENES = 1000
+"""Outputs of the frozen trunk that stage "grounding" keeps, about 2 MB each."""
 
 
 class TrainingModule(nn.Module):
@@ -39,6 +57,8 @@ class TrainingModule(nn.Module):
         super().__init__()
         self.model, self.config = model, config
         self.cache: dict[str, PerceptionOutput] = {}
+        layers = cast(Any, model.backbone.model).model.language_model.layers
+        self._no_split_modules = [type(layers[0]).__name__]  # what accelerate shards one by one under FSDP
 
     def forward(self, scenes: Sequence[LabelledScene]) -> tuple[Tensor, dict[str, float]]:
         """The mean loss over the scenes and its terms."""
@@ -56,6 +76,8 @@ class TrainingModule(nn.Module):
                 inputs=batch.inputs.to(model.device),
                 boxes=tuple(item.boxes for item in labels),
             )
+            if stage == "grounding" and float(torch.rand(())) < self.config.data.drop_vlm_frames:
+                batch = replace(batch, frames=tuple(frames.none() for frames in batch.frames))
             output = self._ground(scenes, batch, labels)
             terms, weights = grounding_terms(model, output, batch, labels), dict(GROUNDING_WEIGHTS)
             if stage == "joint":
@@ -68,18 +90,24 @@ class TrainingModule(nn.Module):
         """A full forward, or in stage "grounding" the language half on a cached trunk."""
         if self.config.stage == "joint":
             return self.model(batch, extra_voxels=occupied(labels))
-        name = scenes[0].scene.name
-        if len(scenes) > 1 or name not in self.cache:
-            with torch.no_grad():
-                output = self.model.perception(batch.inputs, extra_voxels=occupied(labels))
-            if len(scenes) > 1:
-                return self.model.ground_batch(batch, output)
-            self.cache[name] = slim(output)
-        return self.model.ground_batch(batch, self.cache[name])
+        name, plain = scenes[0].scene.name, len(scenes) == 1 and not self.config.data.augment
+        if plain and name in self.cache:
+            return self.model.ground_batch(batch, self.cache[name])
+        with torch.no_grad():
+            output = self.model.perception(batch.inputs, extra_voxels=occupied(labels))
+        if plain:  # what is kept must not depend on when it was seen, or a resumed run would differ
+            output = self.cache[name] = slim(output)
+            if len(self.cache) > CACHED_SCENES:
+                self.cache.pop(next(iter(self.cache)))
+        return self.model.ground_batch(batch, output)
 
     def _touch(self) -> Tensor:
-        """Zero that depends on every trained parameter, so that all processes have the same gradients."""
-        return torch.stack([p.flatten()[0] * 0 for p in self.parameters() if p.requires_grad]).sum()
+        """Zero that depends on every trained parameter, so that all processes have the same gradients.
+
+        What FSDP has sharded again after its use (layers of the language model) is used in every forward.
+        """
+        used = [p for p in self.parameters() if p.requires_grad and not isinstance(p, DTensor)]
+        return torch.stack([p.flatten()[0] * 0 for p in used]).sum()
 
 
 def occupied(labels: Sequence[SceneLabels]) -> Tensor:
@@ -97,7 +125,7 @@ def slim(output: PerceptionOutput) -> PerceptionOutput:
         heatmap_logits=empty,
         regression=empty,
         semantic_logits=empty,
-        voxel_index=output.voxel_index.short(),
+        voxel_index=output.voxel_index.int(),
         voxel_features=output.voxel_features.bfloat16(),
     )
 
@@ -117,7 +145,7 @@ def rate_factor(step: int, config: TrainConfig) -> float:
 
 def trainable(model: VLMOcc, config: TrainConfig) -> list[dict[str, Any]]:
     """Parameter groups of the stage's trained weights; everything else is frozen."""
-    groups: dict[str, list[nn.Parameter]] = {"perception": [], "head": [], "lora": []}
+    groups: dict[str, list[nn.Parameter]] = {"perception": [], "head": [], "input": [], "lora": []}
     for name, parameter in model.named_parameters():
         if name.startswith("perception.image_network."):
             parameter.requires_grad_(False)
@@ -126,11 +154,16 @@ def trainable(model: VLMOcc, config: TrainConfig) -> list[dict[str, Any]]:
             groups["perception"].append(parameter)
         elif name.startswith("backbone."):
             parameter.requires_grad_(parameter.requires_grad and config.stage != "perception")
-            groups["lora" if "lora_" in name else "head"].append(parameter)
+            groups["lora" if "lora_" in name else "input"].append(parameter)
         else:
             parameter.requires_grad_(config.stage != "perception")
-            groups["head"].append(parameter)
-    rates = {"perception": config.perception_rate, "head": config.head_rate, "lora": config.lora_rate}
+            groups["input" if name.startswith(("voxel_projector.", "pose.")) else "head"].append(parameter)
+    rates = {
+        "perception": config.perception_rate,
+        "head": config.head_rate,
+        "input": config.input_rate,
+        "lora": config.lora_rate,
+    }
     return [
         {"params": [p for p in parameters if p.requires_grad], "lr": rates[name], "base": rates[name]}
         for name, parameters in groups.items()
@@ -140,34 +173,68 @@ def trainable(model: VLMOcc, config: TrainConfig) -> list[dict[str, Any]]:
 
 def train(config: TrainConfig, *, source: Scenes | None = None, model: VLMOcc | None = None) -> VLMOcc:
     """Run or resume training; the finished model is saved in `config.out`/final and returned."""
+    check_config(config)
     accelerator = Accelerator(gradient_accumulation_steps=1)
-    out = Path(config.out)
+    main, out = accelerator.is_main_process, Path(config.out)
     source = source if source is not None else open_source(config)
     model = model if model is not None else initial_model(config)
+    found = newest_state(out)
+    if found is not None:
+        load_weights(found, model, where=str(out))
+    elif config.stage != "perception" and not model.standardise.measured:
+        model.eval().measure_states([source[i] for i in range(min(MEASURED_SCENES, len(source)))])
+    names = weight_names(model)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        scalars_to_vectors(model)
     groups = trainable(model, config)
+    if config.checkpointing:
+        recompute_activations(model)
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, betas=(0.9, 0.98), foreach=False)
     module, optimizer = accelerator.prepare(TrainingModule(model, config), optimizer)
     averaged = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad and config.ema}
-    start = resume(out, model, optimizer, averaged)
-    if accelerator.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
-    log = Log(config, enabled=accelerator.is_main_process)
-    loader = step_loader(
-        StepScenes(source, config, accelerator.process_index, accelerator.num_processes), start
-    )
+    run = RunParts(model, names, optimizer, averaged, accelerator.distributed_type)
+    start = 0 if found is None else found.step
+    if found is not None:
+        load_optimizer(found, run)
+    if main:
+        keep_config(config, out, resumed=found is not None)
+    log = Log(config, enabled=main, start=start)
+    scenes = StepScenes(source, config, accelerator.process_index, accelerator.num_processes)
+    loader = step_loader(scenes, start)
+    sharded = run.kind == DistributedType.FSDP  # such a model answers to all processes at once only
+    draws = main and config.picture_every > 0 and not sharded
     for step in log.progress(start, config.steps):
         values = optimizer_step(accelerator, module, optimizer, loader, config, step)
         average(averaged, model, config.ema)
         log.write(step, values)
-        if (step + 1) % config.save_every == 0 and accelerator.is_main_process:
-            save_training_state(out, model, optimizer, averaged, step + 1, keep=config.keep_checkpoints)
-    if accelerator.is_main_process:
-        restore_average(averaged, model)
-        model.config = replace(model.config, trained=config.stage != "perception" or model.config.trained)
-        save_checkpoint(model, out / "final")
+        if (step + 1) % config.save_every == 0:
+            save_training_state(out, run, step + 1, keep=config.keep_checkpoints, writes=main)
+        if draws and (step + 1) % config.picture_every == 0:
+            folder = out / "pictures" / f"step-{step + 1:07d}"
+            draw_samples(model, source[0], folder, grounding=config.stage != "perception")
     log.close()
+    return finished(run, config, writes=main)
+
+
+def finished(run: RunParts, config: TrainConfig, *, writes: bool) -> VLMOcc:
+    """The trained model with its averaged weights; the process that `writes` saves it in `out`/final."""
+    restore_average(run.averaged, run.model)
+    model, trained = run.model, config.stage != "perception" or run.model.config.trained
+    if run.kind == DistributedType.FSDP:  # its shards into a whole model
+        weights = run_weights(run)
+        model = VLMOcc.from_config(model.config)
+        load_model_state(model, weights, where="the trained model")
+    model.config = replace(model.config, trained=trained)
+    if writes:
+        save_checkpoint(model, Path(config.out) / "final")
     return model
+
+
+def recompute_activations(model: VLMOcc) -> None:
+    """Let the language model's layers forget their activations and compute them again going backward."""
+    language = cast(Any, model.backbone.model).model.language_model
+    enable = getattr(language, "activation_checkpointing_enable", language.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})  # renamed within transformers 5
 
 
 def optimizer_step(
@@ -184,20 +251,25 @@ def optimizer_step(
         group["lr"] = group["base"] * rate_factor(step, config)
     module.train()
     sums: dict[str, float] = {}
-    for _ in range(config.accumulation):
-        total, values = module(next(loader))
-        accelerator.backward(total / config.accumulation)
+    for number in range(config.accumulation):
+        last = number == config.accumulation - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(module):
+            total, values = module(next(loader))
+            accelerator.backward(total / config.accumulation)
         values["total"] = total.item()
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value / config.accumulation
-    norm = accelerator.clip_grad_norm_(module.parameters(), config.clip)
-    if norm is not None and not torch.isfinite(norm):
-        raise FloatingPointError(f"gradient norm is {float(norm)} at step {step}; lower the learning rates")
+    # Each group by itself: gradients of what enters the language model are a hundred times the others'.
+    clipped = [accelerator.clip_grad_norm_(group["params"], config.clip) for group in optimizer.param_groups]
+    known = [float(whole(torch.as_tensor(value))) for value in clipped if value is not None]
+    norm = max(known, default=0.0)  # DeepSpeed tells none
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"gradient norm is {norm} at step {step}; lower the learning rates")
     optimizer.step()
     optimizer.zero_grad()
     names = sorted(sums)
     means = accelerator.reduce(torch.tensor([sums[n] for n in names], device=accelerator.device), "mean")
-    return {**dict(zip(names, torch.as_tensor(means).tolist(), strict=True)), "norm": float(norm or 0.0)}
+    return {**dict(zip(names, torch.as_tensor(means).tolist(), strict=True)), "norm": norm}
 
 
 def average(averaged: dict[str, Tensor], model: VLMOcc, decay: float) -> None:
@@ -218,21 +290,13 @@ def restore_average(averaged: dict[str, Tensor], model: VLMOcc) -> None:
 
 def initial_model(config: TrainConfig) -> VLMOcc:
     """The model that a run starts from: a checkpoint, or a pretrained base with new heads."""
-    return load_checkpoint(config.init) if config.init else VLMOcc.from_config(config.model, seed=config.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # of LoRA's first weights
+        if config.init:
+            return load_checkpoint(config.init)
+        return VLMOcc.from_config(config.model, seed=config.seed)
 
 
 def train_command(config_path: str, overrides: dict[str, str]) -> None:
     """`vlm-occ train CONFIG.yaml --field value`: dotted fields override the file's."""
-    config = read_yaml(TrainConfig, config_path)
-    values = to_dict(config)
-    for name, text in overrides.items():
-        *path, last = name.split(".")
-        place = values
-        for part in path:
-            if not isinstance(place.get(part), dict):
-                raise ValueError(f"unknown field --{name}; {part!r} is not a section of the config")
-            place = place[part]
-        if last not in place:
-            raise ValueError(f"unknown field --{name}; the config has {', '.join(sorted(place))}")
-        place[last] = yaml.safe_load(text)
-    train(from_dict(TrainConfig, values))
+    train(overridden(read_yaml(TrainConfig, config_path), overrides))

@@ -1,0 +1,70 @@
+"""The config of a run: its checks, fields from the command line, the copy that is kept beside the weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vlm_occ.config import TrainConfig, from_dict, to_dict
+from vlm_occ.run_state import remove_leftovers, whole_text
+
+
+def check_config(config: TrainConfig) -> None:
+    """ValueError where a number makes no sense."""
+    for name in ("steps", "scenes_per_step", "accumulation", "save_every", "keep_checkpoints", "log_every"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} = {getattr(config, name)}, expected at least 1")
+    if not 0 <= config.ema < 1:
+        raise ValueError(f"ema = {config.ema}, expected 0 (no average) to below 1, such as 0.999")
+
+
+def overridden(config: TrainConfig, fields: dict[str, str]) -> TrainConfig:
+    """The config with fields by dotted names, such as `model.lora.rank`, set to words of a command line.
+
+    ValueError names an unknown field and those that there are.
+    """
+    values = to_dict(config)
+    for name, text in fields.items():
+        *path, last = name.split(".")
+        place = values
+        for part in path:
+            if not isinstance(place.get(part), dict):
+                raise ValueError(f"unknown field --{name}; {part!r} is not a section of the config")
+            place = place[part]
+        if last not in place:
+            raise ValueError(f"unknown field --{name}; the config has {', '.join(sorted(place))}")
+        place[last] = plain_value(text)
+    return from_dict(TrainConfig, values)
+
+
+def plain_value(text: str) -> Any:
+    """The value of a word of the command line: as in YAML, and 1e-3 is a number too."""
+    value = yaml.safe_load(text)
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def keep_config(config: TrainConfig, out: Path, *, resumed: bool) -> None:
+    """Write `out`/config.yaml; says which fields changed since the steps before."""
+    out.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(out)
+    path = out / "config.yaml"
+    if resumed and path.exists():
+        before, now = flat(yaml.safe_load(path.read_text())), flat(to_dict(config))
+        for name in sorted(now):
+            if before.get(name) != now[name]:
+                print(f"vlm-occ: {name} was {before.get(name)}, is now {now[name]}", file=sys.stderr)
+    whole_text(path, yaml.safe_dump(to_dict(config), sort_keys=False))
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values under dotted names."""
+    items: dict[str, Any] = {}
+    for name, value in values.items():
+        items.update(flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return items
