@@ -59,6 +59,8 @@ TABLES = (
     *("sample_annotation", "sample_data", "scene", "sensor", "visibility"),
 )
 JPEG_QUALITY = 95
+PREVIEW = 4
+"""Scenes on a contact sheet."""
 
 
 @dataclass(frozen=True)
@@ -272,11 +274,20 @@ def simulate_command(
     scenes: int,
     seed: int,
     split: Split | None = None,
+    preview: bool = False,
     settings: ExportSettings | None = None,
     processes: int | None = None,
 ) -> ExportReport:
-    """`vlm-occ data simulate`: write scenes and print what the folder holds."""
-    report = export_scenes(out, deal(scenes, seed, split), settings=settings, processes=processes)
+    """`vlm-occ data simulate`: write scenes and print what the folder holds.
+
+    `preview` also draws the first scenes on a contact sheet, `preview.png`.
+    """
+    seeds, settings = deal(scenes, seed, split), settings or ExportSettings()
+    report = export_scenes(out, seeds, settings=settings, processes=processes)
+    if preview:
+        from vlm_occ.data.simulator.preview import contact_sheet
+
+        contact_sheet([simulated(*item, settings) for item in seeds[:PREVIEW]], Path(out) / "preview.png")
     print(f"{report.written} scenes written, {report.kept} already there; {out} now holds:")
     print(f"{'split':<8}{'scenes':>8}{'commands':>10}{'queries':>9}")
     for name in SPLITS:
