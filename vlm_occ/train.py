@@ -27,7 +27,7 @@ from vlm_occ.objectives import (
     perception_terms,
     weighted_sum,
 )
-from vlm_occ.run_config import check_config, keep_config, overridden
+from vlm_occ.run_config import check_config, keep_config, overridden, tell_deepspeed
 from vlm_occ.run_log import Log, draw_samples
 from vlm_occ.run_scenes import Scenes, StepScenes, open_source, step_loader
 from vlm_occ.run_state import (
@@ -42,9 +42,6 @@ from vlm_occ.run_state import (
     whole,
 )
 from vlm_occ.types import FREE, LabelledScene, SceneLabels
-
-MEASURED_SCENES = 12
-"""Scenes on whose sentences the spread of the grounding states is measured before training."""
 
 CACHED_SCENES = 1000
 """Outputs of the frozen trunk that stage "grounding" keeps, about 2 MB each."""
@@ -181,8 +178,6 @@ def train(config: TrainConfig, *, source: Scenes | None = None, model: VLMOcc | 
     found = newest_state(out)
     if found is not None:
         load_weights(found, model, where=str(out))
-    elif config.stage != "perception" and not model.standardise.measured:
-        model.eval().measure_states([source[i] for i in range(min(MEASURED_SCENES, len(source)))])
     names = weight_names(model)
     if accelerator.distributed_type == DistributedType.FSDP:
         scalars_to_vectors(model)
@@ -190,6 +185,8 @@ def train(config: TrainConfig, *, source: Scenes | None = None, model: VLMOcc | 
     if config.checkpointing:
         recompute_activations(model)
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, betas=(0.9, 0.98), foreach=False)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        tell_deepspeed(accelerator, config)
     module, optimizer = accelerator.prepare(TrainingModule(model, config), optimizer)
     averaged = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad and config.ema}
     run = RunParts(model, names, optimizer, averaged, accelerator.distributed_type)
@@ -263,8 +260,8 @@ def optimizer_step(
     clipped = [accelerator.clip_grad_norm_(group["params"], config.clip) for group in optimizer.param_groups]
     known = [float(whole(torch.as_tensor(value))) for value in clipped if value is not None]
     norm = max(known, default=0.0)  # DeepSpeed tells none
-    if not math.isfinite(norm):
-        raise FloatingPointError(f"gradient norm is {norm} at step {step}; lower the learning rates")
+    if not all(map(math.isfinite, known)):
+        raise FloatingPointError(f"gradient norms are {known} at step {step}; lower the learning rates")
     optimizer.step()
     optimizer.zero_grad()
     names = sorted(sums)

@@ -140,8 +140,12 @@ def sample_bev(features: Tensor, points: Tensor, *, extent: float = 80.0) -> Ten
 
 
 def score_tokens(features: Tensor, score: Tensor) -> Tensor:
-    """Token features [N, D] weighted by their objectness [N], so that language gradients reach the map."""
-    return features * score[:, None]
+    """Token features [N, D] weighted by their objectness [N], so that language gradients reach the map.
+
+    The weight is (1 + score) / 2: a language model normalises its inputs, so that the gradient of a feature
+    scaled by 0.05 would be twenty times that of a sure one.
+    """
+    return features * (0.5 + 0.5 * score[:, None])
 
 
 class VoxelProjector(nn.Module):

@@ -46,43 +46,6 @@ class AttributeHead(nn.Module):
         return labels, colours, moving[:, 0]
 
 
-class Standardise(nn.Module):
-    """States less their mean, over their spread: both measured once on a pretrained model, then fixed.
-
-    A language model's states share one large part (their cosine is 0.97 for different sentences); what
-    differs is what the heads must read, and without this it is a sixth of the input.
-    """
-
-    mean: Tensor
-    spread: Tensor
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("spread", torch.ones(width))
-
-    @property
-    def measured(self) -> bool:
-        """Whether mean and spread have been measured."""
-        return bool(self.mean.any())
-
-    def reset(self) -> None:
-        """Let states pass as they are."""
-        self.mean.zero_()
-        self.spread.fill_(1)
-
-    @torch.no_grad()
-    def measure(self, states: Tensor) -> None:
-        """Take mean and spread from states [N, D]."""
-        self.mean.copy_(states.float().mean(0))
-        self.spread.copy_(states.float().std(0).clamp(min=1e-2))
-
-    def forward(self, states: Tensor) -> Tensor:
-        """[..., D] to [..., D], clipped to 8 spreads."""
-        shifted = (states.float() - self.mean) / self.spread
-        return shifted.clamp(-8, 8) if self.measured else shifted
-
-
 class TokenState(nn.Module):
     """What the heads know of a voxel token: its final state in the language model, and its own feature."""
 
@@ -135,17 +98,11 @@ class PointerHead(nn.Module):
 
     def __init__(self, state_width: int, token_width: int, width: int, *, prior: float = 0.03) -> None:
         super().__init__()
-        self.query = _two_layers(state_width, width)
-        self.key = _two_layers(token_width, width)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.query = nn.Linear(state_width, width)
+        self.key = nn.Linear(token_width, width)
         self.bias = nn.Parameter(torch.tensor(math.log(prior / (1 - prior))))
 
     def forward(self, states: Tensor, tokens: Tensor) -> Tensor:
         """Logits [Q, N] of grounding states [Q, D] against token states [N, W]."""
-        query = functional.normalize(self.query(states.float()), dim=-1)
-        key = functional.normalize(self.key(tokens.float()), dim=-1)
-        return self.log_scale.clamp(max=4.0).exp() * (query @ key.T) + self.bias
-
-
-def _two_layers(width_in: int, width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width_in, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        query, key = self.query(states), self.key(tokens)
+        return query @ key.T / math.sqrt(query.shape[-1]) + self.bias

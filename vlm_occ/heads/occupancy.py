@@ -74,8 +74,9 @@ class ObjectMaskHead(nn.Module):
     (ARCHITECTURE 1 e).
     """
 
-    def __init__(self, *, state_width: int, voxel_width: int, width: int) -> None:
+    def __init__(self, state_width: int, *, voxel_width: int, width: int, radius: float) -> None:
         super().__init__()
+        self.radius = radius  # metres around the object in which its mask may lie
         channels = voxel_width + OFFSET_CHANNELS
         self.kernel = nn.Sequential(nn.Linear(state_width, width), nn.GELU(), nn.Linear(width, channels + 1))
         # The offset part begins as "inside the box": a mask that is right where the box is.

@@ -20,15 +20,15 @@ from vlm_occ.encoders.voxel_tokens import (
     position_features,
     score_tokens,
 )
-from vlm_occ.heads.box import BoxHead, JointState, PointerHead, Standardise, TokenState
+from vlm_occ.heads.box import BoxHead, JointState, PointerHead, TokenState
 from vlm_occ.heads.occupancy import ObjectMaskHead
 from vlm_occ.language.backbones import Backbone, load_backbone
 from vlm_occ.language.prefixes import Prefix, PrefixState
-from vlm_occ.losses.matching import match_boxes
 from vlm_occ.models.batch import Batch, GroundingOutput, ReferredObject, VideoFrames, video_frames
+from vlm_occ.models.decoding import object_masks, pairs_to_decode
 from vlm_occ.models.describe import describe
 from vlm_occ.models.perception import Perception, PerceptionOutput, SceneTokens
-from vlm_occ.types import GroundedObject, GroundingResult, LabelledScene, Scene, SceneState
+from vlm_occ.types import GroundedObject, GroundingResult, Scene, SceneState
 from vlm_occ.voxels import voxels_in_box
 
 
@@ -45,11 +45,13 @@ class VLMOcc(nn.Module):
         embeddings = cast(nn.Embedding, backbone.model.get_input_embeddings())
         scale = float(embeddings.weight.detach().float().std())
         self.voxel_projector = VoxelProjector(tokens, hidden, scale)
-        self.standardise = Standardise(hidden)
+        self.ground_norm = nn.LayerNorm(hidden)
         self.token_state = TokenState(hidden, tokens + POSITION_CHANNELS, width)
         self.pointer = PointerHead(hidden, width, width)
         self.joint = JointState(hidden, width, width)
-        self.mask = ObjectMaskHead(state_width=width, voxel_width=config.perception.fine_width, width=width)
+        self.mask = ObjectMaskHead(
+            width, voxel_width=config.perception.fine_width, width=width, radius=config.mask_radius
+        )
         self.box = BoxHead(width)
         if backbone.dtype == torch.float32:
             self.perception.compute_dtype = torch.float32
@@ -79,35 +81,24 @@ class VLMOcc(nn.Module):
         for b, joint in enumerate(states):
             tokens = self._token_states(joint.prefix[prefixes[b].voxel_index], perception.tokens[b])
             ground = joint.prefix.new_zeros(0, joint.prefix.shape[-1])
-            if joint.queries:
+            if ids[b]:
                 ground = torch.stack(
                     [state[place] for state, (_, place) in zip(joint.queries, ids[b], strict=True)]
                 )
-            ground = self.standardise(ground)
+            ground = self.ground_norm(ground.float())
             logits.append(self.pointer(ground, tokens))
-            pairs, match = self._pairs(batch, perception.tokens[b], b, logits[-1])
+            pairs, match = pairs_to_decode(
+                batch, perception.tokens[b], b, logits[-1], threshold=self.config.score_threshold
+            )
             matches.append(match)
             objects += self._decode(b, pairs, ground, tokens, perception)
         return GroundingOutput(
-            perception, tuple(logits), tuple(tuple(s.queries) for s in states), tuple(matches), tuple(objects)
+            perception,
+            tuple(logits),
+            tuple(tuple(s.queries) for s in states),
+            tuple(matches),
+            tuple(objects),
         )
-
-    def _pairs(
-        self, batch: Batch, tokens: SceneTokens, b: int, logits: Tensor
-    ) -> tuple[list[tuple[int, int, int]], Tensor]:
-        """The (query, token, target) triples of scene b to decode, and the token of each true box."""
-        if batch.boxes is None:
-            found = (logits.detach().sigmoid() > self.config.score_threshold).nonzero().tolist()
-            return [(q, n, -1) for q, n in found], logits.new_zeros(0, dtype=torch.long)
-        match = match_boxes(tokens.candidates.box, batch.boxes[b])
-        chosen = match.tolist()
-        pairs = [
-            (q, chosen[target], target)
-            for q, query in enumerate(batch.queries[b])
-            for target in query.targets
-            if chosen[target] >= 0
-        ]
-        return pairs, match
 
     def _decode(
         self,
@@ -125,25 +116,13 @@ class VLMOcc(nn.Module):
         index = torch.tensor(pairs, device=ground.device)
         joint = self.joint(ground[index[:, 0]], tokens[index[:, 1]])  # [K, width]
         boxes = self.box(joint, first[index[:, 1]])  # [K, 7]
-        masks = self._masks(
-            joint, first[index[:, 1]], perception.voxel_index[rows, 1:], perception.voxel_features[rows]
-        )
+        centers = self.perception.grid.center_of(perception.voxel_index[rows, 1:])
+        features = perception.voxel_features[rows]
+        masks = object_masks(self.mask, joint, first[index[:, 1]], centers, features)
         return [
             ReferredObject(b, q, n, target, box, rows[window], logits)
             for (q, n, target), box, (window, logits) in zip(pairs, boxes, masks, strict=True)
         ]
-
-    def _masks(
-        self, joint: Tensor, boxes: Tensor, voxel_index: Tensor, features: Tensor
-    ) -> list[tuple[Tensor, Tensor]]:
-        """For each object the rows of the voxels in its window and their mask logits."""
-        centers = self.perception.grid.center_of(voxel_index)
-        result = []
-        for state, box in zip(joint, boxes.detach(), strict=True):  # up to tens of objects, 1 ms each
-            near = ((centers[:, :2] - box[:2]).abs() <= self.config.mask_radius).all(-1)
-            window = near.nonzero()[:, 0]
-            result.append((window, self.mask(state, features[window], centers[window], box)))
-        return result
 
     def _prefix(self, frames: VideoFrames, tokens: SceneTokens) -> Prefix:
         return self.backbone.build_prefix(
@@ -165,8 +144,6 @@ class VLMOcc(nn.Module):
                 camera=frames.camera.to(self.device),
             )
         return result
-
-    # ------------------------------------------------------------------ encode once, ask often
 
     @torch.no_grad()
     def encode(self, scene: Scene) -> SceneState:
@@ -202,7 +179,7 @@ class VLMOcc(nn.Module):
         box.
         """
         queries = [check_query(text) for text in ([query] if isinstance(query, str) else query)]
-        ground = self._ground_states(state, queries)
+        ground = self._query_states(state, queries)
         scores = self.pointer(ground, state.token_states).sigmoid()  # [Q, N]
         results = [
             self._answer(state, text, ground[q], scores[q], self.chosen_tokens(scores[q]), refine=refine)
@@ -213,7 +190,8 @@ class VLMOcc(nn.Module):
     @torch.no_grad()
     def token_scores(self, state: SceneState, queries: Sequence[str]) -> Tensor:
         """Scores in (0, 1) of every voxel token for every query: [Q, N]."""
-        return self.pointer(self._ground_states(state, queries), state.token_states).sigmoid()
+        ground = self._query_states(state, queries)
+        return self.pointer(ground, state.token_states).sigmoid()
 
     def chosen_tokens(self, scores: Tensor) -> Tensor:
         """Rows of the tokens whose score [N] passes the threshold, best first."""
@@ -225,7 +203,7 @@ class VLMOcc(nn.Module):
         self, state: SceneState, queries: Sequence[str], tokens: Sequence[Sequence[int]]
     ) -> list[GroundingResult]:
         """The answers if queries meant the given voxel tokens: shows what masks and boxes are worth alone."""
-        ground = self._ground_states(state, queries)
+        ground = self._query_states(state, queries)
         scores = self.pointer(ground, state.token_states).sigmoid()
         rows = [torch.tensor(chosen, dtype=torch.long, device=self.device) for chosen in tokens]
         return [
@@ -233,23 +211,14 @@ class VLMOcc(nn.Module):
             for q, text in enumerate(queries)
         ]
 
-    def _ground_states(self, state: SceneState, queries: Sequence[str]) -> Tensor:
-        """The grounding states [Q, D] of queries, run together on the scene's cache."""
+    def _query_states(self, state: SceneState, queries: Sequence[str]) -> Tensor:
+        """What the heads read of queries [Q, D], run together on the scene's cache."""
         if not queries:
             return state.token_states.new_zeros(0, self.backbone.hidden_size)
         ids = [self.backbone.query_ids(text) for text in queries]
         hidden = self.backbone.forward_queries(cast(PrefixState, state.language), [i for i, _ in ids])
-        return self.standardise(torch.stack([h[n] for h, (_, n) in zip(hidden, ids, strict=True)]))
-
-    @torch.no_grad()
-    def measure_states(self, scenes: Sequence[LabelledScene]) -> None:
-        """Measure mean and spread of the grounding states on some scenes' sentences, once before training."""
-        self.standardise.reset()
-        states = [
-            self._ground_states(self.encode(item.scene), [query.text for query in item.queries])
-            for item in scenes
-        ]
-        self.standardise.measure(torch.cat(states))
+        states = torch.stack([h[n] for h, (_, n) in zip(hidden, ids, strict=True)])
+        return self.ground_norm(states.float())
 
     def _token_states(self, states: Tensor, tokens: SceneTokens) -> Tensor:
         """What the heads know of a scene's voxel tokens [N, width]."""
@@ -264,7 +233,8 @@ class VLMOcc(nn.Module):
         if len(rows):
             joint = self.joint(ground.expand(len(rows), -1), state.token_states[rows])
             boxes = self.box(joint, state.token_boxes[rows])
-            masks = self._masks(joint, state.token_boxes[rows], state.voxel_index, state.voxel_features)
+            centers = state.grid.center_of(state.voxel_index)
+            masks = object_masks(self.mask, joint, state.token_boxes[rows], centers, state.voxel_features)
             for row, box, (window, logits) in zip(rows.tolist(), boxes, masks, strict=True):
                 occupancy = torch.zeros_like(state.occupancy)
                 chosen = state.voxel_index[window[logits > 0]]
@@ -284,8 +254,6 @@ class VLMOcc(nn.Module):
     def chat(self, scene: Scene) -> Chat:
         """A conversation about a scene, which is encoded now and once."""
         return Chat(self, self.encode(scene))
-
-    # ------------------------------------------------------------------ weights
 
     @classmethod
     def from_config(cls, config: ModelConfig, *, seed: int = 0) -> VLMOcc:

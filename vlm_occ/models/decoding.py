@@ -1,0 +1,47 @@
+"""From scores to objects: which tokens to decode, and the masks around them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vlm_occ.heads.occupancy import ObjectMaskHead
+from vlm_occ.losses.matching import match_boxes
+from vlm_occ.models.batch import Batch
+from vlm_occ.models.perception import SceneTokens
+
+
+def pairs_to_decode(
+    batch: Batch, tokens: SceneTokens, b: int, logits: Tensor, *, threshold: float
+) -> tuple[list[tuple[int, int, int]], Tensor]:
+    """The (query, token, target) triples of scene b to decode, and the token of each true box [M].
+
+    In training the true objects' tokens; else those whose score passes the threshold, with target -1.
+    """
+    if batch.boxes is None:
+        found = (logits.detach().sigmoid() > threshold).nonzero().tolist()
+        return [(q, n, -1) for q, n in found], logits.new_zeros(0, dtype=torch.long)
+    match = match_boxes(tokens.candidates.box, batch.boxes[b])
+    chosen = match.tolist()
+    pairs = [
+        (q, chosen[target], target)
+        for q, query in enumerate(batch.queries[b])
+        for target in query.targets
+        if chosen[target] >= 0
+    ]
+    return pairs, match
+
+
+def object_masks(
+    head: ObjectMaskHead, joint: Tensor, boxes: Tensor, centers: Tensor, features: Tensor
+) -> list[tuple[Tensor, Tensor]]:
+    """For each object the rows of the voxels in its window and their mask logits.
+
+    `joint` [K, width] and `boxes` [K, 7] are of objects, `centers` [M, 3] and `features` [M, C] of voxels.
+    """
+    result = []
+    for state, box in zip(joint, boxes.detach(), strict=True):  # up to tens of objects, 1 ms each
+        near = ((centers[:, :2] - box[:2]).abs() <= head.radius).all(-1)
+        window = near.nonzero()[:, 0]
+        result.append((window, head(state, features[window], centers[window], box)))
+    return result
