@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,14 @@ import torch
 from PIL import Image
 
 from vlm_occ.data.annotations import CATEGORY_CLASSES, class_of_category, load_boxes
+from vlm_occ.data.keyframe import load_keyframe
 from vlm_occ.data.nuscenes import NuScenesTables, load_scene
-from vlm_occ.geometry import project
+from vlm_occ.geometry import project, rotation_to_quaternion
 from vlm_occ.types import TALK2OCC_CLASSES
 
+REAL = Path(
+    os.environ.get("VLM_OCC_REAL_DATA", Path(__file__).resolve().parents[1].joinpath("../shared/data"))
+)
 SPEED = 8.0  # m/s along world y: the vehicle looks along +y
 HEADING = [math.cos(math.pi / 4), 0.0, 0.0, math.sin(math.pi / 4)]  # yaw 90 degrees
 FORWARD_CAMERA = [0.5, -0.5, 0.5, -0.5]  # camera x = -y, y = -z, z = x of the ego frame
@@ -244,3 +249,54 @@ def test_all_23_object_categories_map_onto_all_15_classes():
     assert len(CATEGORY_CLASSES) == 23
     assert {class_of_category(name) for name in CATEGORY_CLASSES} == set(range(15))
     assert class_of_category("vehicle.ego") == -1
+
+
+def keyframe_root(root: Path) -> Path:
+    """nuScenes tables around the files of the real keyframe; every sensor shares the LiDAR's ego pose."""
+    folder, version = REAL / "nuscenes_keyframe", root / "v1.0-mini"
+    record = json.loads((folder / "keyframe.json").read_text())
+    sensors = {n: (c["file"], c["cam2ego"], c["K"]) for n, c in record["cams"].items()}
+    sensors["LIDAR_TOP"] = (record["lidar"]["file"], record["lidar2ego"], [])
+
+    def pose(matrix: list) -> dict:
+        transform = torch.tensor(matrix, dtype=torch.float64)
+        return {
+            "translation": transform[:3, 3].tolist(),
+            "rotation": rotation_to_quaternion(transform[:3, :3]).tolist(),
+        }
+
+    tables: dict[str, list[dict]] = {
+        "sample": [{"token": "t", "timestamp": 0, "prev": "", "next": ""}],
+        "ego_pose": [{"token": "p", **pose(record["ego2global"])}],
+        "sensor": [{"token": n, "channel": n} for n in sensors],
+        "calibrated_sensor": [
+            {"token": n, "sensor_token": n, "camera_intrinsic": matrix, **pose(place)}
+            for n, (_, place, matrix) in sensors.items()
+        ],
+        "sample_data": [
+            {
+                "token": n,
+                "sample_token": "t",
+                "ego_pose_token": "p",
+                "calibrated_sensor_token": n,
+                "timestamp": 0,
+                "filename": str(folder / file),
+                "is_key_frame": True,
+            }
+            for n, (file, _, _) in sensors.items()
+        ],
+    }
+    version.mkdir()
+    for name, rows in tables.items():
+        (version / f"{name}.json").write_text(json.dumps(rows))
+    return root
+
+
+@pytest.mark.skipif(not (REAL / "nuscenes_keyframe").is_dir(), reason=f"no real samples in {REAL}")
+def test_the_real_keyframe_reads_alike_from_tables_and_from_its_folder(tmp_path):
+    ours, other = load_scene(keyframe_root(tmp_path), "t"), load_keyframe(REAL / "nuscenes_keyframe")
+    assert ours.rig.names == other.rig.names
+    assert torch.equal(ours.reference.images, other.reference.images)
+    torch.testing.assert_close(ours.rig.ego_from_camera, other.rig.ego_from_camera, atol=1e-5, rtol=0)
+    assert ours.reference.points is not None and other.reference.points is not None
+    torch.testing.assert_close(ours.reference.points, other.reference.points, atol=1e-4, rtol=0)
