@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
+from accelerate import Accelerator
 
 from vlm_occ.config import TrainConfig, from_dict, to_dict
 from vlm_occ.run_state import remove_leftovers, whole_text
@@ -19,6 +20,17 @@ def check_config(config: TrainConfig) -> None:
             raise ValueError(f"{name} = {getattr(config, name)}, expected at least 1")
     if not 0 <= config.ema < 1:
         raise ValueError(f"ema = {config.ema}, expected 0 (no average) to below 1, such as 0.999")
+
+
+def tell_deepspeed(accelerator: Accelerator, config: TrainConfig) -> None:
+    """Give DeepSpeed the batch size, which it cannot see; ValueError for what its engine does not do."""
+    if config.accumulation > 1:
+        raise ValueError(
+            f"accumulation = {config.accumulation} under DeepSpeed, whose engine updates after every "
+            "backward; raise scenes_per_step instead, or use configs/accelerate/fsdp2.yaml"
+        )
+    plugin = cast(Any, accelerator.state).deepspeed_plugin
+    plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.scenes_per_step
 
 
 def overridden(config: TrainConfig, fields: dict[str, str]) -> TrainConfig:
