@@ -1,0 +1,305 @@
+"""Total losses: each term against a loop written from its definition."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vlm_occ.encoders.voxel_tokens import Candidates
+from vlm_occ.models.batch import Batch, GroundingOutput, ReferredObject
+from vlm_occ.models.perception import PerceptionOutput, SceneTokens
+from vlm_occ.objectives import (
+    attribute_terms,
+    centre_terms,
+    object_terms,
+    occupancy_terms,
+    perception_terms,
+    pointer_terms,
+    seen_objects,
+    weighted_sum,
+)
+from vlm_occ.types import FREE, GroundingQuery, SceneLabels, VoxelGrid
+
+GRID = VoxelGrid(origin=(-4.0, -4.0, -1.0), voxel_size=0.8, shape=(12, 12, 4))
+CLASSES, COLOURS = 15, 9
+
+
+def labels(seed: int, boxes: int = 3) -> SceneLabels:
+    """Random labels; the boxes stand apart."""
+    bits = torch.Generator().manual_seed(seed)
+    places = torch.tensor([[-2.0, -2.0, 0.0], [2.5, 1.0, 0.3], [-1.0, 3.0, 0.1]])[:boxes]
+    sizes = 0.8 + torch.rand(boxes, 3, generator=bits)
+    yaw = 6 * torch.rand(boxes, 1, generator=bits) - 3
+    semantics = torch.randint(0, 18, GRID.shape, generator=bits)
+    free = torch.rand(GRID.shape, generator=bits) < 0.7
+    return SceneLabels(
+        semantics=torch.where(free, FREE, semantics).to(torch.uint8),
+        mask_lidar=torch.rand(GRID.shape, generator=bits) < 0.4,
+        mask_camera=torch.rand(GRID.shape, generator=bits) < 0.4,
+        boxes=torch.cat([places, sizes, yaw], dim=-1),
+        classes=torch.randint(0, CLASSES, (boxes,), generator=bits),
+        colours=torch.tensor([3, -1, 0])[:boxes],
+        velocities=2 * torch.randn(boxes, 2, generator=bits),
+        visibility=torch.ones(boxes),
+        num_points=torch.full((boxes,), 20),
+    )
+
+
+def output(items: list[SceneLabels], seed: int = 9, extra: int = 2) -> PerceptionOutput:
+    """A random output of the trunk; candidates: the boxes in reverse order, then `extra` others."""
+    bits = torch.Generator().manual_seed(seed)
+    count = len(items)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=bits)
+
+    index = [(item.semantics != FREE).nonzero() for item in items]
+    rows = torch.cat([torch.cat([torch.full((len(i), 1), b), i], dim=-1) for b, i in enumerate(index)])
+    tokens = []
+    for item in items:
+        elsewhere = torch.tensor([[3.8, -3.8, 0.0], [-3.9, 0.2, 0.0]])[:extra]
+        away = torch.cat([elsewhere, torch.ones(extra, 3), torch.zeros(extra, 1)], dim=-1)
+        box = torch.cat([item.boxes.flip(0) + 0.05, away])
+        n = len(box)
+        cell = torch.zeros(n, 2, dtype=torch.long)
+        candidates = Candidates(cell, torch.ones(n), box, torch.zeros(n, 2))
+        tokens.append(SceneTokens(noise(n, 4), candidates, noise(n, CLASSES), noise(n, COLOURS), noise(n)))
+    x, y, z = GRID.shape
+    return PerceptionOutput(
+        noise(count, x // 4, y // 4, z),
+        noise(count, *GRID.shape),
+        rows,
+        noise(len(rows), 6),
+        noise(len(rows), 18),
+        noise(count, CLASSES, x, y),
+        noise(count, 10, x, y),
+        tuple(tokens),
+    )
+
+
+def learning(result: PerceptionOutput) -> PerceptionOutput:
+    """The same with gradients for boxes and motion."""
+    result.regression.requires_grad_()
+    result.tokens[0].moving_logits.requires_grad_()
+    return result
+
+
+def entropy(logit: float, target: float) -> float:
+    """Binary cross-entropy of one logit."""
+    p = 1 / (1 + math.exp(-logit))
+    return -(target * math.log(p) + (1 - target) * math.log(1 - p))
+
+
+def test_occupancy_weighs_occupied_voxels_twice_and_unseen_ones_a_quarter() -> None:
+    item = labels(0)
+    result = output([item])
+    total = weight = 0.0
+    for x in range(12):
+        for y in range(12):
+            for z in range(4):
+                occupied = bool(item.semantics[x, y, z] != FREE)
+                seen = bool(item.mask_lidar[x, y, z] | item.mask_camera[x, y, z])
+                w = (2 if occupied else 1) * (1 if seen else 0.25)
+                total += w * entropy(float(result.occupancy_logits[0, x, y, z]), float(occupied))
+                weight += w
+    assert float(occupancy_terms(result, [item])["occupancy"].total) == pytest.approx(
+        total / weight, rel=1e-4
+    )
+
+
+def test_the_coarse_target_is_whether_any_voxel_of_a_column_of_four_by_four_is_occupied() -> None:
+    item = labels(1)
+    result = output([item])
+    losses = []
+    for x in range(3):
+        for y in range(3):
+            for z in range(4):
+                block = item.semantics[4 * x : 4 * x + 4, 4 * y : 4 * y + 4, z]
+                losses.append(entropy(float(result.coarse_logits[0, x, y, z]), float((block != FREE).any())))
+    found = float(occupancy_terms(result, [item])["coarse"].total)
+    assert found == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
+def test_regression_learns_the_nine_cells_around_each_centre() -> None:
+    item = labels(2)
+    result = output([item])
+    total = 0.0
+    for box, velocity in zip(item.boxes, item.velocities, strict=True):
+        cell = ((box[:2] + 4.0) / 0.8).floor()
+        for dx in (-1, 0, 1):
+            for dy in (-1, 0, 1):
+                x, y = int(cell[0]) + dx, int(cell[1]) + dy
+                if not (0 <= x < 12 and 0 <= y < 12):
+                    continue
+                middle = -4.0 + (torch.tensor([x, y]) + 0.5) * 0.8
+                target = [*(box[:2] - middle), box[2], *box[3:6].log(), box[6].sin(), box[6].cos(), *velocity]
+                for channel, value in enumerate(target):
+                    error = abs(float(result.regression[0, channel, x, y]) - float(value))
+                    loss = 0.5 * error**2 / 0.1 if error < 0.1 else error - 0.05
+                    total += loss * (0.1 if channel >= 8 else 1.0)
+    found = float(centre_terms(result, [item], GRID)["regression"].total)
+    assert found == pytest.approx(total / (9 * 3), rel=1e-4)
+
+
+def test_an_unknown_velocity_costs_nothing_and_teaches_nothing() -> None:
+    item = labels(3)
+    unknown = item.velocities.clone()
+    unknown[1] = torch.nan
+    result = learning(output([item]))
+    terms = perception_terms(result, [replace(item, velocities=unknown)], GRID)
+    total, _ = weighted_sum(terms, dict.fromkeys(terms, 1.0))
+    total.backward()
+    assert torch.isfinite(total)
+    assert all(
+        torch.isfinite(cast(Tensor, t.grad)).all()
+        for t in (result.regression, result.tokens[0].moving_logits)
+    )
+    moving = cast(Tensor, result.tokens[0].moving_logits.grad)
+    assert moving.tolist().count(0.0) == 3  # the unknown object's and the two that are no object's
+    again = learning(output([item]))
+    weighted_sum(perception_terms(again, [item], GRID), dict.fromkeys(terms, 1.0))[0].backward()
+    same, other = cast(Tensor, result.regression.grad), cast(Tensor, again.regression.grad)
+    torch.testing.assert_close(same[:, :8], other[:, :8])
+
+
+def test_attributes_are_learned_from_the_candidate_that_stands_for_an_object() -> None:
+    item = labels(4)
+    result = output([item])
+    tokens = result.tokens[0]
+    order = [2, 1, 0]  # candidates stand in reverse order
+    label = [functional.cross_entropy(tokens.class_logits[order[m]], item.classes[m]) for m in range(3)]
+    colour = [functional.cross_entropy(tokens.colour_logits[order[m]], item.colours[m]) for m in (0, 2)]
+    moving = [
+        entropy(float(tokens.moving_logits[order[m]]), float(item.velocities[m].norm() > 0.5))
+        for m in range(3)
+    ]
+    terms = attribute_terms(result, [item])
+    assert float(terms["label"].total) == pytest.approx(float(sum(label)) / 3, rel=1e-4)
+    assert float(terms["colour"].total) == pytest.approx(float(sum(colour)) / 2, rel=1e-4)
+    assert float(terms["moving"].total) == pytest.approx(sum(moving) / 3, rel=1e-4)
+
+
+def test_objects_that_no_sensor_saw_are_not_asked_for() -> None:
+    item = replace(labels(5), visibility=torch.tensor([0.05, 0.05, 0.2]), num_points=torch.tensor([2, 3, 0]))
+    assert seen_objects(item).tolist() == [1, 2]
+
+
+def test_a_batch_is_the_mean_of_its_scenes() -> None:
+    items = [labels(6), labels(7, boxes=2)]
+    together = output(items)
+    values = weighted_sum(perception_terms(together, items, GRID), _Ones())[1]
+    single = []
+    for b, item in enumerate(items):
+        rows = (together.voxel_index[:, 0] == b).nonzero()[:, 0]
+        index = together.voxel_index[rows].clone()
+        index[:, 0] = 0
+        one = PerceptionOutput(
+            together.coarse_logits[b : b + 1],
+            together.occupancy_logits[b : b + 1],
+            index,
+            together.voxel_features[rows],
+            together.semantic_logits[rows],
+            together.heatmap_logits[b : b + 1],
+            together.regression[b : b + 1],
+            (together.tokens[b],),
+        )
+        single.append(weighted_sum(perception_terms(one, [item], GRID), _Ones())[1])
+    for name, value in values.items():
+        assert value == pytest.approx((single[0][name] + single[1][name]) / 2, rel=1e-5), name
+
+
+class _Ones(dict[str, float]):
+    """A weight of one for every term."""
+
+    def __missing__(self, key: str) -> float:
+        return 1.0
+
+
+def grounding(
+    item: SceneLabels, logits: Tensor, queries: list[GroundingQuery]
+) -> tuple[GroundingOutput, Batch]:
+    """An output whose pointer has `logits` [Q, N], and its batch; objects are matched in reverse order."""
+    match = torch.tensor([2, 1, 0])
+    result = GroundingOutput(output([item]), (logits,), ((),), (match,), ())
+    batch = Batch(inputs=None, frames=(), queries=(tuple(queries),))  # type: ignore[arg-type]
+    return result, batch
+
+
+def focal(logit: float, target: float) -> float:
+    """Focal loss with gamma 2 and equal weights of a half."""
+    p = 1 / (1 + math.exp(-logit))
+    return 0.5 * (1 - (p if target else 1 - p)) ** 2 * entropy(logit, target)
+
+
+def test_the_pointer_learns_every_token_of_every_sentence() -> None:
+    item = labels(8)
+    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
+    queries = [
+        GroundingQuery("a", (0,), True),
+        GroundingQuery("b", (1, 2), False),
+        GroundingQuery("c", (), False),
+    ]
+    result, batch = grounding(item, logits, queries)
+    wanted = [{2}, {1, 0}, set()]  # tokens that stand for the targets
+    total = sum(focal(float(logits[q, n]), float(n in wanted[q])) for q in range(3) for n in range(5))
+    found = float(pointer_terms(result, batch, [item])["pointer"].total)
+    assert found == pytest.approx(total / 3, rel=1e-4)
+
+
+def test_a_second_token_over_the_target_is_neither_right_nor_wrong() -> None:
+    item = labels(8)
+    logits = torch.zeros(1, 5, requires_grad=True)
+    result, batch = grounding(item, logits, [GroundingQuery("a", (0,), True)])
+    tokens = result.perception.tokens[0]
+    box = tokens.candidates.box.clone()
+    box[4] = box[2]  # the last candidate stands over the target too
+    moved = replace(tokens, candidates=replace(tokens.candidates, box=box))
+    result = replace(result, perception=replace(result.perception, tokens=(moved,)))
+    pointer_terms(result, batch, [item])["pointer"].total.backward()
+    gradient = cast(Tensor, logits.grad)[0]
+    assert gradient[4] == 0 and gradient[2] < 0 and (gradient[[0, 1, 3]] > 0).all()
+
+
+def test_a_sentence_whose_object_has_no_token_is_left_out() -> None:
+    item = labels(8)
+    logits = torch.randn(2, 5, generator=torch.Generator().manual_seed(2))
+    queries = [GroundingQuery("a", (0,), True), GroundingQuery("b", (1,), True)]
+    result, batch = grounding(item, logits, queries)
+    result = replace(result, matches=(torch.tensor([2, -1, 0]),))
+    only, one = grounding(item, logits[:1], queries[:1])
+    found = pointer_terms(result, batch, [item])["pointer"]
+    assert float(found.total) == pytest.approx(float(pointer_terms(only, one, [item])["pointer"].total))
+
+
+def test_a_mask_learns_the_occupied_voxels_of_its_box() -> None:
+    item = labels(10)
+    result, _ = grounding(item, torch.zeros(1, 5), [GroundingQuery("a", (1,), True)])
+    rows = torch.arange(0, len(result.perception.voxel_index), 2)
+    logits = torch.randn(len(rows), generator=torch.Generator().manual_seed(3))
+    box = item.boxes[1] + 0.3
+    decoded = ReferredObject(0, 0, 1, 1, box, rows, logits)
+    terms = object_terms(replace(result, objects=(decoded,)), [item], GRID)
+    total, members = 0.0, 0
+    x0, y0, z0, dx, dy, dz, yaw = item.boxes[1].tolist()
+    for row, logit in zip(rows.tolist(), logits.tolist(), strict=True):
+        corners = GRID.center_of(result.perception.voxel_index[row, 1:])
+        # The cube meets the box: points of the cube on a fine lattice, the simplest of all tests.
+        steps = torch.linspace(-0.4, 0.4, 15)
+        lattice = corners + torch.cartesian_prod(steps, steps, steps) - torch.tensor([x0, y0, z0])
+        u = lattice[:, 0] * math.cos(yaw) + lattice[:, 1] * math.sin(yaw)
+        v = -lattice[:, 0] * math.sin(yaw) + lattice[:, 1] * math.cos(yaw)
+        inside = (u.abs() <= dx / 2) & (v.abs() <= dy / 2) & (lattice[:, 2].abs() <= dz / 2)
+        members += bool(inside.any())
+        total += entropy(logit, float(inside.any()))
+    assert members > 3
+    assert float(terms["mask"].total) == pytest.approx(total / max(members, 20), rel=1e-4)
+    errors = [0.3] * 3 + [math.log(1 + 0.3 / size) for size in (dx, dy, dz)]
+    errors += [math.sin(yaw + 0.3) - math.sin(yaw), math.cos(yaw + 0.3) - math.cos(yaw)]
+    smooth = [abs(e) - 0.05 if abs(e) > 0.1 else e * e / 0.2 for e in errors]
+    assert float(terms["box"].total) == pytest.approx(sum(smooth), rel=1e-4)
