@@ -35,7 +35,8 @@ def mini(root: Path, scenes: int) -> Path:
     for path in (root / "commands").glob("*_commands.json"):
         (out / "commands" / path.name).write_bytes(path.read_bytes())
     for name in ("samples", "gts"):
-        (out / name).exists() or (out / name).symlink_to(root / name)
+        if not (out / name).exists():
+            (out / name).symlink_to((root / name).resolve())
     return out
 
 

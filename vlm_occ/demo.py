@@ -50,7 +50,7 @@ def choose_queries(queries: Sequence[GroundingQuery], count: int = NUM_QUERIES) 
 
 
 def demo_scene(seed: int) -> LabelledScene:
-    """A simulated scene with sentences; "the excavator on the left" comes first where there is exactly one."""
+    """A simulated scene with sentences; "the excavator on the left" comes first where there is just one."""
     details = simulate_details(seed, num_frames=2, camera_frames=1)
     sample = with_sentences(details, seed=seed, num_queries=12)
     diggers = [i for i, fact in enumerate(details.facts) if fact.variant == "excavator"]

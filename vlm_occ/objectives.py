@@ -36,7 +36,14 @@ PERCEPTION_WEIGHTS = {
 """Weight of each perception term in the total loss."""
 
 
-GROUNDING_WEIGHTS = {"pointer": 4.0, "ranking": 1.0, "mask": 1.0, "mask_dice": 1.0, "box": 0.5, "language": 0.2}
+GROUNDING_WEIGHTS = {
+    "pointer": 4.0,
+    "ranking": 1.0,
+    "mask": 1.0,
+    "mask_dice": 1.0,
+    "box": 0.5,
+    "language": 0.2,
+}
 """Weight of each grounding term in the total loss."""
 
 
@@ -160,8 +167,8 @@ def pointer_terms(output: GroundingOutput, batch: Batch, labels: Sequence[SceneL
     """Focal loss of every token for every query, a mean over a scene's queries.
 
     A token over a target's footprint that was not matched to it is neither right nor wrong; a query with a
-    target that no token stands for is left out. `ranking` is the cross-entropy of the targets among all tokens,
-    which pulls sentences apart long before the scores are sharp.
+    target that no token stands for is left out. `ranking` is the cross-entropy of the targets among all
+    tokens, which pulls sentences apart long before the scores are sharp.
     """
     scenes, rankings = [], []
     for logits, match, queries, tokens, item in zip(

@@ -78,13 +78,14 @@ class ObjectMaskHead(nn.Module):
         super().__init__()
         self.radius = radius  # metres around the object in which its mask may lie
         channels = voxel_width + OFFSET_CHANNELS
-        self.kernel = nn.Sequential(nn.Linear(state_width, width), nn.GELU(), nn.Linear(width, channels + 1))
+        last = nn.Linear(width, channels + 1)
+        self.kernel = nn.Sequential(nn.Linear(state_width, width), nn.GELU(), last)
         # The offset part begins as "inside the box": a mask that is right where the box is.
-        nn.init.zeros_(self.kernel[2].bias)
+        nn.init.zeros_(last.bias)
         with torch.no_grad():
-            self.kernel[2].weight.mul_(0.1)
-            self.kernel[2].bias[voxel_width + 6 : voxel_width + 9] = -6.0
-            self.kernel[2].bias[-1] = 1.5
+            last.weight.mul_(0.1)
+            last.bias[voxel_width + 6 : voxel_width + 9] = -6.0
+            last.bias[-1] = 1.5
 
     def forward(self, joint: Tensor, features: Tensor, centers: Tensor, box: Tensor) -> Tensor:
         """Mask logits [M] of one object: `joint` [D] of state and token, voxels' features [M, C] and

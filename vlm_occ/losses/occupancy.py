@@ -15,7 +15,7 @@ class Term(NamedTuple):
     """A loss as a sum over items and the number of items; the loss is `total / count`."""
 
     total: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody wants of a loss
 
 
 def term(values: Tensor, weight: Tensor | None = None) -> Term:
