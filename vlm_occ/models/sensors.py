@@ -1,0 +1,143 @@
+"""From sensors to what the paper's systems share between all sentences about a scene, at both scales."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vlm_occ.encoders.inputs import SceneInputs
+from vlm_occ.encoders.language_pan import TopDownPyramid, pyramid_levels
+from vlm_occ.encoders.lidar_volume import LidarVolume
+from vlm_occ.encoders.resnet import ImageResNet
+from vlm_occ.models.groundingocc_config import GroundingOccConfig
+from vlm_occ.models.perception import Perception
+from vlm_occ.types import VoxelGrid
+
+
+@dataclass(frozen=True)
+class SceneFeatures:
+    """B scenes before any word is read."""
+
+    levels: tuple[Tensor, ...]  # [F, D, h, w] of strides 8, 16, 32, 64; () without cameras
+    volume: Tensor | None  # [B, D, x, y, z]: F^L, or the trunk's features; None where there are neither
+    fine: Tensor | None  # [B, D', X, Y, Z]: the trunk's fine features, None at the paper's scale
+    prior: Tensor | None  # [B, X, Y, Z]: the trunk's occupancy logits
+
+
+@dataclass(frozen=True)
+class TrunkFeatures:
+    """What the frozen trunk says of B scenes; it may be kept."""
+
+    levels: tuple[Tensor, ...]  # [F, C, h, w] of strides 8, 16, 32
+    fused: Tensor  # [B, C, X/2, Y/2, Z/2]
+    coarse: Tensor  # [B, 2D, X/4, Y/4]
+    fine: Tensor  # [B, F, X, Y]
+    occupancy: Tensor  # [B, X, Y, Z] logits
+
+
+def images_of(inputs: SceneInputs, rows: Tensor) -> SceneInputs:
+    """The inputs with only the images `rows` (long [G]); the pictures and maps themselves are left out."""
+    return replace(
+        inputs,
+        images=inputs.images[:0],
+        maps=(),
+        intrinsics=inputs.intrinsics[rows],
+        ego_from_camera=inputs.ego_from_camera[rows],
+        age=inputs.age[rows],
+        camera=inputs.camera[rows],
+        scene=inputs.scene[rows],
+    )
+
+
+class PaperSensors(nn.Module):
+    """The paper's encoders: ResNet-101-DCN with a feature pyramid, and sparse convolutions on the LiDAR."""
+
+    def __init__(self, config: GroundingOccConfig, *, grid: VoxelGrid | None = None) -> None:
+        super().__init__()
+        if config.cameras:
+            self.image_network = ImageResNet(
+                config.image_weights,
+                deformable=config.deformable_convolution,
+                depths=config.resnet_depths,
+                widths=config.resnet_widths,
+            )
+            self.pyramid = TopDownPyramid(self.image_network.channels, config.width)
+        if config.lidar:
+            self.lidar = LidarVolume(
+                config.perception.lidar_width, config.width, config.query_shape, grid=grid
+            )
+        self.config = config
+
+    def forward(self, inputs: SceneInputs) -> SceneFeatures:
+        """See `SceneFeatures`."""
+        levels: tuple[Tensor, ...] = ()
+        if self.config.cameras:
+            levels = tuple(self.pyramid(list(inputs.maps) or self.image_network(inputs.images)))
+        volume = self.lidar(list(inputs.points)) if self.config.lidar else None
+        return SceneFeatures(levels, volume, None, None)
+
+
+class TrunkSensors(nn.Module):
+    """The perception trunk that every nano system shares, pretrained on dense labels, and adapters on it."""
+
+    def __init__(self, config: GroundingOccConfig, *, grid: VoxelGrid | None = None) -> None:
+        super().__init__()
+        self.trunk = Perception(config.perception, grid=grid)
+        for name in ("centres", "voxel", "tokens", "attributes"):  # VLM-Occ's own heads
+            delattr(self.trunk, name)
+        self.trunk.requires_grad_(config.train_trunk)
+        self.trunk.image_network.requires_grad_(False)
+        self.config, perception = config, config.perception
+        height = self.trunk.grid.shape[2]
+        self.height = nn.Parameter(torch.randn(config.query_shape[2], config.width) * 0.1)
+        self.volume = nn.Linear(perception.volume_width + 2 * perception.bev_width, config.width)
+        self.fine = nn.Conv2d(perception.fine_bev_width, config.fine_width * height, 1)
+        if config.cameras:
+            self.pyramid = TopDownPyramid((perception.image_width,) * 3, config.width)
+
+    def forward(self, inputs: SceneInputs) -> SceneFeatures:
+        """See `SceneFeatures`."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.train_trunk):
+            seen = self.observe(inputs)
+        return self.adapt(seen)
+
+    def observe(self, inputs: SceneInputs) -> TrunkFeatures:
+        """The trunk itself; where it is frozen its output may be kept."""
+        trunk, device = self.trunk, inputs.intrinsics.device
+        low = trunk.compute_dtype != torch.float32
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
+            maps = list(inputs.maps) or trunk.image_maps(inputs.images)
+            levels = pyramid_levels(trunk.pyramid, maps)
+        # The trunk lifts the reference frame's images only, as it was trained; voxel queries see all frames.
+        latest = (inputs.age.abs() < 1e-3).nonzero()[:, 0]
+        camera = trunk.camera_volume(levels[0].float()[latest], images_of(inputs, latest))
+        lidar = trunk.lidar(list(inputs.points))
+        has_lidar = torch.tensor([len(p) > 0 for p in inputs.points], device=device)
+        has_camera = torch.bincount(inputs.scene, minlength=inputs.batch_size) > 0
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
+            fused = trunk.fusion(lidar.volume, camera, has_lidar, has_camera)
+            bev = trunk.bev(fused, lidar.bev)
+            _, occupancy = trunk.occupancy(bev.coarse, bev.fine)
+        return TrunkFeatures(
+            levels=tuple(level.float() for level in levels),
+            fused=fused.float(),
+            coarse=bev.coarse.float(),
+            fine=bev.fine.float(),
+            occupancy=occupancy,
+        )
+
+    def adapt(self, seen: TrunkFeatures) -> SceneFeatures:
+        """The trunk's output in this system's widths and grid."""
+        shape = self.config.query_shape
+        pooled = functional.adaptive_avg_pool3d(seen.fused, shape)  # [B, C, x, y, z]
+        flat = functional.adaptive_avg_pool2d(seen.coarse, shape[:2])[..., None].expand(
+            -1, -1, -1, -1, shape[2]
+        )
+        volume = self.volume(torch.cat([pooled, flat], dim=1).movedim(1, -1)) + self.height
+        height = seen.occupancy.shape[-1]
+        fine = self.fine(seen.fine).unflatten(1, (self.config.fine_width, height)).movedim(2, -1)
+        levels = tuple(self.pyramid(seen.levels)) if self.config.cameras else ()
+        return SceneFeatures(levels, volume.movedim(-1, 1), fine, seen.occupancy)
