@@ -109,7 +109,7 @@ def main() -> int:
     given = parser.parse_args()
     tables = NuScenesTables(given.export)
     devkit = NuScenes(version=tables.folder.name, dataroot=str(tables.root), verbose=False)
-    worst = dict.fromkeys(("corner_m", "point_m", "pixel_px"), 0.0)
+    worst: dict[str, float] = dict.fromkeys(("corner_m", "point_m", "pixel_px"), 0.0)
     names = (
         "keyframes",
         "boxes",

@@ -70,7 +70,9 @@ def compare_all(
     index: Path, seeds: list[tuple[int, Split]], settings: ExportSettings, *, commands_only: bool
 ) -> Counter[str]:
     """Compare all scenes of an index with the truth, simulated again."""
-    place = {sample_token(seed, settings.num_frames - 1): (seed, split) for seed, split in seeds}
+    place: dict[str, tuple[int, Split]] = {
+        sample_token(seed, settings.num_frames - 1): (seed, split) for seed, split in seeds
+    }
     total: Counter[str] = Counter()
     for part in ("train", "val"):
         data = Talk2OccDataset(index, part)
