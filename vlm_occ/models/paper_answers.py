@@ -24,8 +24,8 @@ def answers(
 ) -> list[GroundingResult]:
     """One result a sentence, with one object, or none where the box's score is below the threshold.
 
-    Without `refine` the answer are the referred voxels; with it, or without geometric supervision, the occupied
-    (or with `refine_rule` "referred", the referred) voxels inside the box.
+    Without `refine` the answer are the referred voxels; with it, or without geometric supervision, the
+    occupied (or with `refine_rule` "referred", the referred) voxels inside the box.
     """
     occupied, referred = (
         None if part is None else on_grid(part, state) for part in said.occupied(config.mask_threshold)
