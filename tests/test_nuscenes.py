@@ -259,11 +259,8 @@ def keyframe_root(root: Path) -> Path:
     sensors["LIDAR_TOP"] = (record["lidar"]["file"], record["lidar2ego"], [])
 
     def pose(matrix: list) -> dict:
-        transform = torch.tensor(matrix, dtype=torch.float64)
-        return {
-            "translation": transform[:3, 3].tolist(),
-            "rotation": rotation_to_quaternion(transform[:3, :3]).tolist(),
-        }
+        t = torch.tensor(matrix, dtype=torch.float64)
+        return {"translation": t[:3, 3].tolist(), "rotation": rotation_to_quaternion(t[:3, :3]).tolist()}
 
     tables: dict[str, list[dict]] = {
         "sample": [{"token": "t", "timestamp": 0, "prev": "", "next": ""}],
