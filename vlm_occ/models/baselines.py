@@ -57,6 +57,7 @@ class Baseline(nn.Module):
                 config.query_shape,
                 layers=config.encoder_layers,
                 heads=heads,
+                levels=len(config.query_levels),
                 points=config.sampling_points,
                 hidden=hidden,
             )
@@ -230,6 +231,7 @@ class Baseline(nn.Module):
         if not view.moments:
             return words.new_zeros(count, self.config.width, *self.config.query_shape)
         shared = len(levels[0]) == len(view.intrinsics)
+        levels = [levels[number] for number in self.config.query_levels]
         looks = []
         for moment in view.moments:
             if shared:

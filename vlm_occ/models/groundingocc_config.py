@@ -31,9 +31,10 @@ class GroundingOccConfig:
     fine_width: int = 8  # D' of F^O
     hidden: int = 16  # softplus units of the occupancy head
     feed_forward: int = 96
-    heads: int = 6
+    heads: int = 4
     query_shape: tuple[int, int, int] = (50, 50, 2)  # voxel queries
     likely_voxels: float | None = 0.1  # decode where the trunk's occupancy is as likely; None: everywhere
+    query_levels: tuple[int, ...] = (1, 2)  # of strides 8, 16, 32, 64: where voxel queries look
     encoder_layers: int = 3
     sampling_points: int = 4
     decoder_layers: int = 3
