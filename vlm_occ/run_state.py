@@ -67,12 +67,14 @@ def weight_names(model: VLMOcc) -> dict[str, Weight]:
     return names
 
 
-def scalars_to_vectors(model: VLMOcc) -> None:
-    """Give scalar parameters one dimension: FSDP2 shards no scalars."""
+def make_shardable(model: VLMOcc) -> None:
+    """Give scalar parameters one dimension and all a contiguous layout: FSDP2 shards no others."""
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.ndim == 0:
                 setattr(module, name, torch.nn.Parameter(parameter.detach().reshape(1)))
+            else:
+                parameter.data = parameter.data.contiguous()
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -34,10 +34,10 @@ from vlm_occ.run_state import (
     RunParts,
     load_optimizer,
     load_weights,
+    make_shardable,
     newest_state,
     run_weights,
     save_training_state,
-    scalars_to_vectors,
     weight_names,
     whole,
 )
@@ -180,7 +180,7 @@ def train(config: TrainConfig, *, source: Scenes | None = None, model: VLMOcc | 
         load_weights(found, model, where=str(out))
     names = weight_names(model)
     if accelerator.distributed_type == DistributedType.FSDP:
-        scalars_to_vectors(model)
+        make_shardable(model)
     groups = trainable(model, config)
     if config.checkpointing:
         recompute_activations(model)
