@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from tiny_models import save_tiny_llava, save_tiny_qwen
 from torch import Tensor, nn
 
 from vlm_occ.config import LoraSettings
+from vlm_occ.language.attention import use_shared_prefix_attention
 from vlm_occ.language.backbones import Backbone, load_backbone
 from vlm_occ.language.prefixes import Prefix, PrefixState
 
@@ -55,6 +59,18 @@ def queries(backbone: Backbone) -> list[Tensor]:
     return [backbone.query_ids(text)[0] for text in TEXTS]
 
 
+@contextmanager
+def peft_rows(backbone: Backbone) -> Iterator[None]:
+    """peft's own forward of the trained rows, which `Splice` stands in for."""
+    layers = [m for m in backbone.model.modules() if isinstance(m, TrainableTokensLayer)]
+    for layer in layers:
+        layer.enable_adapters(True)
+    yield
+    for layer in layers:
+        layer.enable_adapters(False)
+        layer.trainable_tokens_delta.requires_grad_(True)
+
+
 def alone(backbone: Backbone, prefix: Prefix, features: dict[str, Tensor], query: Tensor) -> Tensor:
     """States [l, D] of one query after its prefix, by the model's own forward with spliced embeddings.
 
@@ -63,7 +79,7 @@ def alone(backbone: Backbone, prefix: Prefix, features: dict[str, Tensor], query
     """
     inner = backbone.model.model
     ids = torch.cat((prefix.input_ids, query))
-    with torch.no_grad():
+    with torch.no_grad(), peft_rows(backbone):
         embeddings = inner.get_input_embeddings()(ids)
         embeddings[prefix.pose_index] = features["pose"]
         embeddings[prefix.voxel_index] = features["voxel"]
@@ -106,19 +122,20 @@ def test_joint_and_cached_states_equal_plain_forwards_of_every_query(backbone: B
             torch.testing.assert_close(on_cache, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_eager_attention_gives_the_states_of_sdpa(backbone: Backbone) -> None:
+def test_shared_prefix_attention_equals_eager_attention_under_a_block_mask(backbone: Backbone) -> None:
     prefix, features = scene(backbone)
-    state = backbone.encode_prefix(prefix, features)
-    fused = backbone.forward_queries(state, queries(backbone))
-    backbone.model.set_attn_implementation("eager")
-    try:
-        eager = backbone.forward_queries(state, queries(backbone))
-        joint = backbone.forward_joint([prefix], [features], [queries(backbone)])[0].queries
-    finally:
-        backbone.model.set_attn_implementation("sdpa")
-    for one, two, three in zip(fused, eager, joint, strict=True):
+    asked = queries(backbone)
+    language = backbone.model.model.language_model
+    with torch.no_grad():
+        shared = backbone.forward_joint([prefix], [features], [asked])[0]
+        language.config._attn_implementation = "eager"  # which knows no turns: two scenes come with a mask
+        try:
+            eager = backbone.forward_joint([prefix] * 2, [features] * 2, [asked] * 2)[1]
+        finally:
+            use_shared_prefix_attention(language)
+    torch.testing.assert_close(shared.prefix, eager.prefix, atol=1e-4, rtol=1e-4)
+    for one, two in zip(shared.queries, eager.queries, strict=True):
         torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(one, three.detach(), atol=1e-4, rtol=1e-4)
 
 
 def test_the_cache_is_as_before_after_queries_and_generation(backbone: Backbone) -> None:
@@ -182,7 +199,9 @@ def test_generation_takes_the_likeliest_token_of_a_full_forward_each_time(backbo
     words: list[int] = []
     for _ in range(6):
         grown = torch.cat((ids, torch.tensor(words, dtype=torch.long)))
-        word = int(backbone.logits(alone(backbone, prefix, features, grown)[-1]).argmax())
+        scores = backbone.logits(alone(backbone, prefix, features, grown)[-1])
+        scores[list(vars(backbone.token_ids).values())] = -torch.inf
+        word = int(scores.argmax())
         if word in backbone.processor.end_ids:
             break
         words.append(word)
@@ -214,12 +233,15 @@ def test_only_the_rows_of_special_tokens_are_trained(folder: Path) -> None:
     assert set(backbone.trainable_state()) == {"token_rows"}
     embeddings = backbone.model.get_input_embeddings()
     ids, _ = backbone.query_ids("the red car")
-    before = embeddings(torch.arange(len(backbone.tokenizer))).detach().clone()
+    with peft_rows(backbone):
+        before = embeddings(torch.arange(len(backbone.tokenizer))).detach().clone()
     optimiser = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=1.0)
     prefix, features = scene(backbone)
     backbone.forward_joint([prefix], [features], [[ids]])[0].queries[0].square().sum().backward()
     optimiser.step()
-    changed = (embeddings(torch.arange(len(backbone.tokenizer))) != before).any(-1).nonzero()[:, 0].tolist()
+    with peft_rows(backbone):
+        after = embeddings(torch.arange(len(backbone.tokenizer)))
+    changed = (after != before).any(-1).nonzero()[:, 0].tolist()
     assert changed == [backbone.token_ids.ground]  # the other four do not occur, or features stand over them
 
 

@@ -71,6 +71,21 @@ class FeaturePyramid(nn.Module):
         return result
 
 
+PIXEL_CHANNELS = 12
+"""Channels of `pixel_means`."""
+
+
+def pixel_means(images: Tensor) -> Tensor:
+    """Plain colours [F, 12, H/8, W/8] of images [F, 3, H, W] in 0..1: means of 4x4 pixels, about -2 to 2.
+
+    A pretrained network forgets how red a red is; sentences ask for it.
+    """
+    pooled = functional.avg_pool2d((images.float() - 0.5) / 0.25, 4)
+    count, colours, height, width = pooled.shape
+    cells = pooled.reshape(count, colours, height // 2, 2, width // 2, 2)  # pixel_unshuffle fails for F = 0
+    return cells.permute(0, 1, 3, 5, 2, 4).reshape(count, 4 * colours, height // 2, width // 2)
+
+
 class _WeightedRows(torch.autograd.Function):
     """Rows of a table summed with fixed weights in segments: a sparse matrix product, also backward."""
 

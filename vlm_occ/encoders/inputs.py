@@ -20,14 +20,13 @@ class SceneInputs:
     """A batch of B scenes; the F images of all scenes and frames lie in one list."""
 
     points: tuple[Tensor, ...]  # B tensors [N, 5]: x, y, z (reference ego), intensity, age in seconds
-    images: Tensor  # [F, 3, h, w] in 0..1, or [0, ...] where `maps` are given
+    images: Tensor  # [F, 3, h, w] in 0..1
     intrinsics: Tensor  # [F, 3, 3] for the prepared image size
     ego_from_camera: Tensor  # [F, 4, 4]: reference ego from that image's camera
     age: Tensor  # [F] seconds before the reference frame
     camera: Tensor  # long [F], index in CAMERAS (len(CAMERAS) for other names)
     scene: Tensor  # long [F], which scene an image belongs to
     image_size: tuple[int, int]
-    maps: tuple[Tensor, ...] = ()  # cached maps of the frozen image network, strides 8, 16, 32
 
     @property
     def batch_size(self) -> int:
@@ -39,7 +38,6 @@ class SceneInputs:
         return replace(
             self,
             points=tuple(p.to(device) for p in self.points),
-            maps=tuple(m.to(device) for m in self.maps),
             **{
                 name: getattr(self, name).to(device)
                 for name in ("images", "intrinsics", "ego_from_camera", "age", "camera", "scene")
@@ -92,5 +90,4 @@ def collate_inputs(items: Sequence[SceneInputs]) -> SceneInputs:
         camera=torch.cat([item.camera for item in items]),
         scene=torch.cat(scene),
         image_size=items[0].image_size,
-        maps=tuple(torch.cat(level) for level in zip(*(item.maps for item in items), strict=True)),
     )

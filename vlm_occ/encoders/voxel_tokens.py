@@ -18,8 +18,8 @@ from vlm_occ.types import VoxelGrid
 REGRESSION_CHANNELS = 10
 """Offset x, y to the centre, height z, log dx, dy, dz, sin and cos of yaw, velocity x, y: metres, m/s."""
 
-SAMPLE_POINTS = 5
-"""Points of a candidate's box at which camera features are read: centre, front, rear, upper, lower."""
+SAMPLE_POINTS = 9
+"""Points of a candidate's box at which camera features are read: centre, faces, lower edges of the ends."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,10 @@ def find_candidates(
 
 
 def sample_points(boxes: Tensor) -> Tensor:
-    """Points [N, 5, 3] of boxes [N, 7] at which camera features are read."""
-    offsets = boxes.new_tensor([[0, 0, 0], [0.3, 0, 0], [-0.3, 0, 0], [0, 0, 0.25], [0, 0, -0.2]])
-    local = offsets * boxes[:, None, 3:6]  # [N, 5, 3]
+    """Points [N, 9, 3] of boxes [N, 7] at which camera features are read."""
+    faces = [[0, 0, 0], [0.35, 0, 0], [-0.35, 0, 0], [0, 0.35, 0], [0, -0.35, 0], [0, 0, 0.3], [0, 0, -0.25]]
+    offsets = boxes.new_tensor([*faces, [0.4, 0, -0.25], [-0.4, 0, -0.25]])
+    local = offsets * boxes[:, None, 3:6]  # [N, 9, 3]
     return local @ rotation_z(boxes[:, 6]).transpose(-1, -2) + boxes[:, None, :3]
 
 
@@ -114,7 +115,7 @@ class VoxelTokenEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, candidates: Candidates, bev: BirdsEyeFeatures, scene: int, image: Tensor) -> Tensor:
-        """Features [N, width] of one scene's candidates; `image` [N, 5, image_width] was read at
+        """Features [N, width] of one scene's candidates; `image` [N, 9, image_width] was read at
         `sample_points`.
 
         Not yet multiplied by the score; `score_tokens` does it for the language model.

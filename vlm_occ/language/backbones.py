@@ -20,6 +20,7 @@ from vlm_occ.language.adapters import (
     merge_adapter,
     weight_of,
 )
+from vlm_occ.language.attention import Turns, turns_of, use_shared_prefix_attention
 from vlm_occ.language.bases import base_folder, base_hash, default_dtype, load_base, model_type
 from vlm_occ.language.families import FAMILIES, Family, Piece, normalisation
 from vlm_occ.language.frames import IMAGENET_MEAN, IMAGENET_STD
@@ -60,10 +61,13 @@ class Backbone(nn.Module):
         add_rows(model, ids, vocabulary=len(tokenizer))
         add_adapter(model, ids, lora)
         projector = family.trainable_projector() if train_projector else {}
+        use_shared_prefix_attention(model.model.language_model)
         self.model: PreTrainedModel = model
         self._trainable = adapter_parameters(model, projector)
+        self._rows = {index: sorted(ids).index(index) for index in ids[2:]}  # places in `token_rows`
         vision = str(tokenizer.convert_ids_to_tokens(family.vision_id))
         placeholders = {
+            **{index: Placeholder(str(tokenizer.convert_ids_to_tokens(index)), "row") for index in ids[2:]},
             self.token_ids.pose: Placeholder(POSE, "pose feature"),
             self.token_ids.voxel: Placeholder(VOXEL, "voxel feature"),
             family.vision_id: Placeholder(vision, "vision feature"),
@@ -142,9 +146,13 @@ class Backbone(nn.Module):
                 row = tuple(torch.cat(pair, dim=-1) for pair in zip(row, turn, strict=True))
             rows.append(row)
         batch = padded(rows, pad=self._pad, side=padding)
-        mask = block_mask(batch.segments, rows=batch.segments.shape[1], dtype=self.dtype)
+        turns, mask = None, None
+        if len(rows) == 1 and queries[0]:
+            turns = turns_of(len(prefixes[0].input_ids), list(map(len, queries[0])), self.device)
+        else:
+            mask = block_mask(batch.segments, rows=batch.segments.shape[1], dtype=self.dtype)
         spliced = self._features(prefixes, features)
-        hidden = self._run(batch.input_ids, batch.position_ids, mask, spliced)  # [B, L, D]
+        hidden = self._run(batch.input_ids, batch.position_ids, mask, spliced, turns=turns)  # [B, L, D]
         states = []
         for row, prefix, asked, segments in zip(hidden, prefixes, queries, batch.segments, strict=True):
             lengths = [len(prefix.input_ids), *map(len, asked)]
@@ -169,10 +177,9 @@ class Backbone(nn.Module):
             return []
         self._check_length(state.next_position, queries)
         asked = [query.to(self.device) for query in queries]
-        ids, positions, segments = packed_queries(asked, state.next_position, self._family.axes)
-        everything = torch.cat((segments.new_full((state.length,), PREFIX), segments))[None]  # [1, P + L]
-        mask = block_mask(everything, rows=len(ids), dtype=self.dtype)
-        hidden = self._run(ids[None], positions[:, None], mask, {}, grown(state.cache))
+        ids, positions, _ = packed_queries(asked, state.next_position, self._family.axes)
+        turns = turns_of(state.length, list(map(len, asked)), self.device)
+        hidden = self._run(ids[None], positions[:, None], None, {}, grown(state.cache), turns=turns)
         return list(hidden[0].split([len(query) for query in queries]))
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -192,7 +199,9 @@ class Backbone(nn.Module):
             mask = block_mask(seen, rows=len(step), dtype=self.dtype)
             hidden = self._run(step[None], positions[:, None], mask, {}, cache)
             position += len(step)
-            word = int(self.logits(hidden[0, -1]).argmax())
+            scores = self.logits(hidden[0, -1])
+            scores[list(vars(self.token_ids).values())] = -torch.inf  # placeholders are no words
+            word = int(scores.argmax())
             if word in self.processor.end_ids:
                 break
             words.append(word)
@@ -230,6 +239,12 @@ class Backbone(nn.Module):
             spliced[self._family.vision_id] = self._family.vision_features(frames)
         return spliced
 
+    def _token_rows(self, ids: Tensor) -> dict[int, Tensor]:
+        """The trained rows of tokens in `ids` [B, L] that carry no feature, for each place: see `add_adapter`."""
+        rows = self._trainable["token_rows"]  # [5, D]
+        counts = {index: int((ids == index).sum()) for index in self._rows}
+        return {i: rows[self._rows[i]].expand(count, -1) for i, count in counts.items() if count}
+
     def _run(
         self,
         ids: Tensor,
@@ -237,9 +252,12 @@ class Backbone(nn.Module):
         mask: Tensor | None,
         features: dict[int, Tensor],
         cache: Cache | None = None,
+        *,
+        turns: Turns | None = None,
     ) -> Tensor:
         """Final states [B, L, D] of ids [B, L] at positions [A, B, L]."""
         device, dtype = self.device.type, self.dtype
+        features = {**self._token_rows(ids), **features}
         mixed = torch.autocast(device, dtype=dtype) if dtype != torch.float32 else nullcontext()
         with mixed, self._splice.features(features):  # LoRA's fp32 weights compute in the base's dtype
             output = self.model.model(
@@ -248,6 +266,7 @@ class Backbone(nn.Module):
                 position_ids=positions if self._family.axes > 1 else positions[0],
                 past_key_values=cache,
                 use_cache=cache is not None,
+                turns=turns,
             )
         return output.last_hidden_state
 

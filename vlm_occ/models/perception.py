@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_occ.config import PerceptionConfig
-from vlm_occ.encoders.camera import CameraVolume, FeaturePyramid, sample_cameras
+from vlm_occ.encoders.camera import PIXEL_CHANNELS, CameraVolume, FeaturePyramid, pixel_means, sample_cameras
 from vlm_occ.encoders.fusion import AdaptiveFusion, BirdsEyeFeatures, BirdsEyeNetwork
 from vlm_occ.encoders.image_network import ImageNetwork
 from vlm_occ.encoders.inputs import SceneInputs
@@ -81,11 +81,13 @@ class Perception(nn.Module):
         self.voxel = VoxelFeatureHead(
             bev_channels=fine,
             lidar_channels=config.lidar_width,
-            image_channels=image,
+            image_channels=image + PIXEL_CHANNELS,
             width=config.fine_width,
         )
         self.tokens = VoxelTokenEncoder(
-            bev_channels=(fine, bev, 2 * bev), image_width=image, width=config.token_width
+            bev_channels=(fine, bev, 2 * bev),
+            image_width=image + PIXEL_CHANNELS,
+            width=config.token_width,
         )
         self.attributes = AttributeHead(config.token_width)
         nn.init.constant_(self.occupancy.coarse.bias, -3.0)  # type: ignore[arg-type]
@@ -96,7 +98,7 @@ class Perception(nn.Module):
         """
         device = inputs.intrinsics.device
         with self._mixed(device):
-            pyramid = self.image_features(inputs).float()  # [F, C, h/8, w/8]
+            pyramid = self.pyramid(self.image_maps(inputs.images)).float()  # [F, C, h/8, w/8]
         camera = self.camera_volume(pyramid, inputs)
         lidar = self.lidar(list(inputs.points))
         has_lidar = torch.tensor([len(p) > 0 for p in inputs.points], device=device)
@@ -108,7 +110,8 @@ class Perception(nn.Module):
             heatmap, regression = self.centres(bev.fine)
         bev = BirdsEyeFeatures(bev.fine.float(), bev.middle.float(), bev.coarse.float())
         index = self._chosen_voxels(occupancy_logits, extra_voxels)
-        features, semantic = self._voxel_features(index, bev, lidar.fine, pyramid, inputs)
+        seen = torch.cat([pyramid, pixel_means(inputs.images)], dim=1)  # colours as they are, too
+        features, semantic = self._voxel_features(index, bev, lidar.fine, seen, inputs)
         candidates = find_candidates(
             heatmap,
             regression,
@@ -116,19 +119,14 @@ class Perception(nn.Module):
             max_tokens=self.config.max_tokens,
             threshold=self.config.token_threshold,
         )
-        tokens = tuple(self._tokens(b, item, bev, pyramid, inputs) for b, item in enumerate(candidates))
+        tokens = tuple(self._tokens(b, item, bev, seen, inputs) for b, item in enumerate(candidates))
         return PerceptionOutput(
             coarse_logits, occupancy_logits, index, features, semantic, heatmap, regression, tokens
         )
 
-    def image_features(self, inputs: SceneInputs) -> Tensor:
-        """Pyramid features [F, C, h/8, w/8] of the images, or of their cached maps."""
-        maps = list(inputs.maps) or self.image_maps(inputs.images)
-        return self.pyramid(maps)
-
     @torch.no_grad()
     def image_maps(self, images: Tensor) -> list[Tensor]:
-        """The frozen image network's maps of images [F, 3, h, w]; they may be cached."""
+        """The frozen image network's maps of images [F, 3, h, w]."""
         with self._mixed(images.device):
             return list(self.image_network(images))
 
@@ -190,7 +188,7 @@ class Perception(nn.Module):
     def _tokens(
         self, b: int, candidates: Candidates, bev: BirdsEyeFeatures, pyramid: Tensor, inputs: SceneInputs
     ) -> SceneTokens:
-        points = sample_points(candidates.box.detach())  # [N, 5, 3]
+        points = sample_points(candidates.box.detach())  # [N, 9, 3]
         image, _ = self._look(b, points.flatten(0, 1), pyramid, inputs)
         features = self.tokens(candidates, bev, b, image.unflatten(0, points.shape[:2]))
         return SceneTokens(features, candidates, *self.attributes(features))

@@ -43,7 +43,6 @@ def images_of(inputs: SceneInputs, rows: Tensor) -> SceneInputs:
     return replace(
         inputs,
         images=inputs.images[:0],
-        maps=(),
         intrinsics=inputs.intrinsics[rows],
         ego_from_camera=inputs.ego_from_camera[rows],
         age=inputs.age[rows],
@@ -75,7 +74,7 @@ class PaperSensors(nn.Module):
         """See `SceneFeatures`."""
         levels: tuple[Tensor, ...] = ()
         if self.config.cameras:
-            levels = tuple(self.pyramid(list(inputs.maps) or self.image_network(inputs.images)))
+            levels = tuple(self.pyramid(self.image_network(inputs.images)))
         volume = self.lidar(list(inputs.points)) if self.config.lidar else None
         return SceneFeatures(levels, volume, None, None)
 
@@ -109,8 +108,7 @@ class TrunkSensors(nn.Module):
         trunk, device = self.trunk, inputs.intrinsics.device
         low = trunk.compute_dtype != torch.float32
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
-            maps = list(inputs.maps) or trunk.image_maps(inputs.images)
-            levels = pyramid_levels(trunk.pyramid, maps)
+            levels = pyramid_levels(trunk.pyramid, trunk.image_maps(inputs.images))
         # The trunk lifts the reference frame's images only, as it was trained; voxel queries see all frames.
         latest = (inputs.age.abs() < 1e-3).nonzero()[:, 0]
         camera = trunk.camera_volume(levels[0].float()[latest], images_of(inputs, latest))
