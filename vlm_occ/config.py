@@ -147,7 +147,7 @@ class TrainConfig:
     """One run."""
 
     out: str = "runs/nano"
-    stage: Literal["perception", "grounding", "joint"] = "joint"
+    stage: Literal["perception", "language", "grounding", "joint"] = "joint"
     init: str | None = None  # checkpoint whose weights the run starts from
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

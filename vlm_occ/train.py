@@ -1,4 +1,4 @@
-"""Training under Accelerate: perception on dense labels, grounding on frozen perception, or both jointly."""
+"""Training under Accelerate: the trunk on dense labels, the language side on labels or on a trunk, or all."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from vlm_occ.config import TrainConfig, read_yaml
+from vlm_occ.data.augment import without_cameras, without_lidar
 from vlm_occ.encoders.inputs import collate_inputs, prepare_scene
 from vlm_occ.models.adapter import VLMOcc
-from vlm_occ.models.batch import Batch, make_batch
+from vlm_occ.models.batch import Batch, GroundingOutput, make_batch
 from vlm_occ.models.checkpoint import load_checkpoint, load_model_state, save_checkpoint
+from vlm_occ.models.label_tokens import label_tokens
 from vlm_occ.models.perception import PerceptionOutput
 from vlm_occ.objectives import (
     GROUNDING_WEIGHTS,
     PERCEPTION_WEIGHTS,
     grounding_terms,
+    language_term,
     perception_terms,
+    pointer_terms,
     weighted_sum,
 )
 from vlm_occ.run_config import check_config, keep_config, overridden, tell_deepspeed
@@ -47,6 +51,10 @@ CACHED_SCENES = 1000
 """Outputs of the frozen trunk that stage "grounding" keeps, about 2 MB each."""
 
 
+UNUSED_BY_LANGUAGE = ("pose.", "joint.", "mask.", "box.")
+"""Modules that stage "language" does not run: it sees no picture and decodes no object."""
+
+
 class TrainingModule(nn.Module):
     """One forward from labelled scenes to the total loss: what DDP and FSDP wrap."""
 
@@ -62,7 +70,11 @@ class TrainingModule(nn.Module):
         model, stage = self.model, self.config.stage
         labels = [to_device(item.labels, model.device) for item in scenes]
         terms, weights = {}, {}
-        if stage == "perception":
+        if stage == "language":
+            output = self._describe(scenes, labels)
+            terms, weights = pointer_terms(*output, labels), dict(GROUNDING_WEIGHTS)
+            terms["language"] = language_term(model, *output)
+        elif stage == "perception":
             inputs = collate_inputs([prepare_scene(s.scene, model.config.perception) for s in scenes])
             output = model.perception(inputs.to(model.device), extra_voxels=occupied(labels))
             terms, weights = perception_terms(output, labels, model.perception.grid), PERCEPTION_WEIGHTS
@@ -82,6 +94,21 @@ class TrainingModule(nn.Module):
                 weights.update(PERCEPTION_WEIGHTS)
         total, log = weighted_sum(terms, weights)
         return total + self._touch(), log
+
+    def _describe(
+        self, scenes: Sequence[LabelledScene], labels: Sequence[SceneLabels]
+    ) -> tuple[GroundingOutput, Batch]:
+        """The language half on tokens made of labels; sensors are not looked at."""
+        blind = [replace(s, scene=without_lidar(without_cameras(s.scene))) for s in scenes]
+        batch = make_batch(blind, self.model.config)
+        batch = replace(batch, boxes=tuple(item.boxes for item in labels))
+        bits = torch.Generator().manual_seed(int(torch.randint(2**62, ())))  # of the step's own seed
+        made = [
+            label_tokens(s.labels, self.model.config.perception, bits, device=self.model.device)
+            for s in scenes
+        ]
+        output = replace(made[0], tokens=tuple(item.tokens[0] for item in made))
+        return self.model.ground_batch(batch, output, decode=False), batch
 
     def _ground(self, scenes: Sequence[LabelledScene], batch: Batch, labels: Sequence[SceneLabels]) -> Any:
         """A full forward, or in stage "grounding" the language half on a cached trunk."""
@@ -147,13 +174,14 @@ def trainable(model: VLMOcc, config: TrainConfig) -> list[dict[str, Any]]:
         if name.startswith("perception.image_network."):
             parameter.requires_grad_(False)
         elif name.startswith("perception."):
-            parameter.requires_grad_(config.stage != "grounding")
+            parameter.requires_grad_(config.stage not in ("language", "grounding"))
             groups["perception"].append(parameter)
         elif name.startswith("backbone."):
             parameter.requires_grad_(parameter.requires_grad and config.stage != "perception")
             groups["lora" if "lora_" in name else "input"].append(parameter)
         else:
-            parameter.requires_grad_(config.stage != "perception")
+            unused = config.stage == "language" and name.startswith(UNUSED_BY_LANGUAGE)
+            parameter.requires_grad_(config.stage != "perception" and not unused)
             groups["input" if name.startswith(("voxel_projector.", "pose.")) else "head"].append(parameter)
     rates = {
         "perception": config.perception_rate,

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from vlm_occ.encoders.fusion import BirdsEyeFeatures
 from vlm_occ.geometry import rotation_z
-from vlm_occ.types import VoxelGrid
+from vlm_occ.types import COLOURS, TALK2OCC_CLASSES, VoxelGrid
 
 REGRESSION_CHANNELS = 10
 """Offset x, y to the centre, height z, log dx, dy, dz, sin and cos of yaw, velocity x, y: metres, m/s."""
@@ -99,6 +99,9 @@ def position_features(boxes: Tensor, *, frequencies: int = 8) -> Tensor:
 POSITION_CHANNELS = 4 * 2 * 8 + 9
 """Length of `position_features` with its default frequencies."""
 
+DESCRIBED_CHANNELS = len(TALK2OCC_CLASSES) + len(COLOURS) + 1 + POSITION_CHANNELS
+"""Length of `described`: probabilities of class, colour and motion, then the position."""
+
 
 class VoxelTokenEncoder(nn.Module):
     """The feature of each candidate: bird's-eye features at three scales, camera features on its box, its
@@ -149,17 +152,27 @@ def score_tokens(features: Tensor, score: Tensor) -> Tensor:
     return features * (0.5 + 0.5 * score[:, None])
 
 
+def described(attributes: Tensor, boxes: Tensor) -> Tensor:
+    """What can be said of candidates [N, DESCRIBED_CHANNELS]: their attributes, and where their boxes are."""
+    return torch.cat([attributes, position_features(boxes.detach())], dim=-1)
+
+
 class VoxelProjector(nn.Module):
-    """Token features and positions into the language model's embedding space, at its scale."""
+    """Token features, attributes and positions into the language model's embedding space, at its scale.
+
+    Features start without effect, so that a language side trained on attributes and positions alone (stage
+    "language") takes them up gradually.
+    """
 
     def __init__(self, width: int, hidden: int, scale: float) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(width + POSITION_CHANNELS, hidden), nn.GELU(), nn.Linear(hidden, hidden)
-        )
+        self.feature = nn.Linear(width, hidden, bias=False)
+        self.described = nn.Linear(DESCRIBED_CHANNELS, hidden)
+        self.out = nn.Linear(hidden, hidden)
         self.norm = nn.LayerNorm(hidden)
+        nn.init.zeros_(self.feature.weight)
         nn.init.constant_(self.norm.weight, scale)
 
-    def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
-        """Features [N, W] and boxes [N, 7] to embeddings [N, D]."""
-        return self.norm(self.mlp(torch.cat([features, position_features(boxes.detach())], dim=-1)))
+    def forward(self, features: Tensor, known: Tensor) -> Tensor:
+        """Features [N, W] and `described` [N, DESCRIBED_CHANNELS] to embeddings [N, D]."""
+        return self.norm(self.out(functional.gelu(self.feature(features) + self.described(known))))

@@ -47,17 +47,23 @@ class AttributeHead(nn.Module):
 
 
 class TokenState(nn.Module):
-    """What the heads know of a voxel token: its final state in the language model, and its own feature."""
+    """What the heads know of a voxel token: its final state in the language model, its feature, what it is.
 
-    def __init__(self, state_width: int, feature_width: int, width: int) -> None:
+    Features start without effect, as in `VoxelProjector`.
+    """
+
+    def __init__(self, state_width: int, feature_width: int, known_width: int, width: int) -> None:
         super().__init__()
         self.state = nn.Sequential(nn.LayerNorm(state_width), nn.Linear(state_width, width))
-        self.feature = nn.Sequential(nn.LayerNorm(feature_width), nn.Linear(feature_width, width))
+        self.feature = nn.Linear(feature_width, width, bias=False)
+        self.known = nn.Linear(known_width, width)
         self.norm = nn.LayerNorm(width)
+        nn.init.zeros_(self.feature.weight)
 
-    def forward(self, states: Tensor, features: Tensor) -> Tensor:
-        """States [N, D] and features [N, F] to [N, width]."""
-        return self.norm(self.state(states.float()) + self.feature(features.float()))
+    def forward(self, states: Tensor, features: Tensor, known: Tensor) -> Tensor:
+        """States [N, D], features [N, F] and attributes with positions [N, P] to [N, width]."""
+        own = self.feature(features.float()) + self.known(known.float())
+        return self.norm(self.state(states.float()) + own)
 
 
 class JointState(nn.Module):

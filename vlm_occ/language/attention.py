@@ -1,4 +1,4 @@
-"""Attention of several queries that share a prefix: no query looks at another, so none is computed that way."""
+"""Attention of queries that share a prefix: no query looks at another, so none is computed that way."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def shared_prefix_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention [B, L, H, d] of queries [B, H, L, d] over keys and values [B, G, S, d], as transformers calls it.
+    """Attention [B, L, H, d] of queries [B, H, L, d] over keys and values [B, G, S, d] for transformers.
 
     With `turns` (B = 1, no mask) the last tokens are packed queries: each sees the prefix's keys and its own
     past. That is dense attention under a block mask without the blocks that the mask removes: with 32 queries
@@ -84,7 +84,7 @@ def shared_prefix_attention(
 def _queries(
     query: Tensor, past: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], turns: Turns, scale: float
 ) -> Tensor:
-    """Attention [T, H, d] of queries [H, T, d] over a prefix's keys and values [G, P, d] and their own [G, T, d]."""
+    """Attention [T, H, d] of queries [H, T, d] over the prefix [G, P, d] and their own past [G, T, d]."""
     groups, count, width = own[0].shape[0], *turns.place.shape
     rows = query[:, turns.place]  # [H, R, l, d]
     heads = len(query) // groups

@@ -240,7 +240,7 @@ class Backbone(nn.Module):
         return spliced
 
     def _token_rows(self, ids: Tensor) -> dict[int, Tensor]:
-        """The trained rows of tokens in `ids` [B, L] that carry no feature, for each place: see `add_adapter`."""
+        """The trained rows of tokens without features in `ids` [B, L], one a place: see `add_adapter`."""
         rows = self._trainable["token_rows"]  # [5, D]
         counts = {index: int((ids == index).sum()) for index in self._rows}
         return {i: rows[self._rows[i]].expand(count, -1) for i, count in counts.items() if count}

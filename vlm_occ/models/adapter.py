@@ -14,12 +14,7 @@ from vlm_occ.config import ModelConfig
 from vlm_occ.data.scenes import check_query
 from vlm_occ.encoders.inputs import prepare_scene
 from vlm_occ.encoders.pose import PoseEncoder
-from vlm_occ.encoders.voxel_tokens import (
-    POSITION_CHANNELS,
-    VoxelProjector,
-    position_features,
-    score_tokens,
-)
+from vlm_occ.encoders.voxel_tokens import DESCRIBED_CHANNELS, VoxelProjector, described, score_tokens
 from vlm_occ.heads.box import BoxHead, JointState, PointerHead, TokenState
 from vlm_occ.heads.occupancy import ObjectMaskHead
 from vlm_occ.language.backbones import Backbone, load_backbone
@@ -46,7 +41,7 @@ class VLMOcc(nn.Module):
         scale = float(embeddings.weight.detach().float().std())
         self.voxel_projector = VoxelProjector(tokens, hidden, scale)
         self.ground_norm = nn.LayerNorm(hidden)
-        self.token_state = TokenState(hidden, tokens + POSITION_CHANNELS, width)
+        self.token_state = TokenState(hidden, tokens, DESCRIBED_CHANNELS, width)
         self.pointer = PointerHead(hidden, width, width)
         self.joint = JointState(hidden, width, width)
         self.mask = ObjectMaskHead(
@@ -71,8 +66,13 @@ class VLMOcc(nn.Module):
         perception = self.perception(batch.inputs, extra_voxels=extra_voxels)
         return self.ground_batch(batch, perception)
 
-    def ground_batch(self, batch: Batch, perception: PerceptionOutput) -> GroundingOutput:
-        """The language half of `forward`, on a trunk's output that may have been cached."""
+    def ground_batch(
+        self, batch: Batch, perception: PerceptionOutput, *, decode: bool = True
+    ) -> GroundingOutput:
+        """The language half of `forward`, on a trunk's output that may have been cached.
+
+        Without `decode` it stops at the scores: no boxes and masks.
+        """
         prefixes = [self._prefix(f, t) for f, t in zip(batch.frames, perception.tokens, strict=True)]
         features = [self._features(f, t) for f, t in zip(batch.frames, perception.tokens, strict=True)]
         ids = [[self.backbone.query_ids(q.text, q.answer or None) for q in scene] for scene in batch.queries]
@@ -91,7 +91,7 @@ class VLMOcc(nn.Module):
                 batch, perception.tokens[b], b, logits[-1], threshold=self.config.score_threshold
             )
             matches.append(match)
-            objects += self._decode(b, pairs, ground, tokens, perception)
+            objects += self._decode(b, pairs, ground, tokens, perception) if decode else []
         return GroundingOutput(
             perception,
             tuple(logits),
@@ -131,10 +131,9 @@ class VLMOcc(nn.Module):
 
     def _features(self, frames: VideoFrames, tokens: SceneTokens) -> dict[str, Tensor]:
         """Embeddings for the pose and voxel placeholders of one scene."""
-        features = score_tokens(
-            self.voxel_projector(tokens.features, tokens.candidates.box), tokens.candidates.score
-        )
-        result = {"voxel": features}
+        known = described(tokens.attributes, tokens.candidates.box)
+        embeddings = self.voxel_projector(tokens.features, known)
+        result = {"voxel": score_tokens(embeddings, tokens.candidates.score)}
         if self.config.pose_source != "none" and len(frames.images):
             result["pose"] = self.pose(
                 ego_from_camera=frames.ego_from_camera.to(self.device),
@@ -222,8 +221,7 @@ class VLMOcc(nn.Module):
 
     def _token_states(self, states: Tensor, tokens: SceneTokens) -> Tensor:
         """What the heads know of a scene's voxel tokens [N, width]."""
-        places = position_features(tokens.candidates.box.detach())
-        return self.token_state(states, torch.cat([tokens.features, places], dim=-1))
+        return self.token_state(states, tokens.features, described(tokens.attributes, tokens.candidates.box))
 
     def _answer(
         self, state: SceneState, query: str, ground: Tensor, scores: Tensor, rows: Tensor, *, refine: bool

@@ -36,6 +36,12 @@ class SceneTokens:
     colour_logits: Tensor  # [N, 9]
     moving_logits: Tensor  # [N]
 
+    @property
+    def attributes(self) -> Tensor:
+        """Probabilities of each class, each colour and of motion [N, 25], for the language."""
+        parts = (self.class_logits.softmax(-1), self.colour_logits.softmax(-1))
+        return torch.cat([*parts, self.moving_logits.sigmoid()[:, None]], dim=-1)
+
 
 @dataclass(frozen=True)
 class PerceptionOutput:
