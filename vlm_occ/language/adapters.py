@@ -72,8 +72,8 @@ def add_adapter(model: PreTrainedModel, tokens: Sequence[int], lora: LoraSetting
         if isinstance(module, LoraLayer):  # autocast alone casts: measured 17 % off a training step in bf16
             module.cast_input_dtype_enabled = False
         elif isinstance(module, TrainableTokensLayer):
-            # Its forward copies the whole table to set five rows, its backward fills one with zeros, 113 MB of
-            # nano's, a fifth of a training step. `Splice` writes the rows over their tokens instead.
+            # Its forward copies the whole table to set five rows, its backward zeroes another: 113 MB, for
+            # nano a fifth of a training step. `Splice` writes the rows over their tokens instead.
             module.enable_adapters(False)
             module.trainable_tokens_delta.requires_grad_(True)
 
