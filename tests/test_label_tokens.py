@@ -67,7 +67,7 @@ def test_tokens_of_labels_depend_on_the_generator_alone() -> None:
 def test_stage_language_trains_the_language_side_and_leaves_the_trunk_and_the_decoders_alone(
     folder: Path, tmp_path: Path
 ) -> None:
-    from vlm_occ.train import initial_model
+    from vlm_occ.run_model import initial_model
 
     config = replace(tiny_config(folder, tmp_path / "run"), stage="language", steps=3)
     before = {name: value.clone() for name, value in initial_model(config).named_parameters()}

@@ -22,6 +22,7 @@ LAYERS = {
         "run_check",
         "run_config",
         "run_log",
+        "run_model",
         "run_scenes",
         "run_state",
         "eval",

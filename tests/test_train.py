@@ -21,7 +21,8 @@ from vlm_occ import train as training
 from vlm_occ.config import DataConfig, LoraSettings, TrainConfig, to_dict
 from vlm_occ.models.batch import make_batch
 from vlm_occ.models.checkpoint import load_checkpoint, read_shards
-from vlm_occ.train import TrainingModule, initial_model, occupied, rate_factor, train, trainable
+from vlm_occ.run_model import initial_model, trainable
+from vlm_occ.train import TrainingModule, occupied, rate_factor, train
 from vlm_occ.types import GroundingQuery, LabelledScene
 
 ROOT = Path(__file__).parents[1]

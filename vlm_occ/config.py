@@ -149,6 +149,7 @@ class TrainConfig:
     out: str = "runs/nano"
     stage: Literal["perception", "language", "grounding", "joint"] = "joint"
     init: str | None = None  # checkpoint whose weights the run starts from
+    trunk: str | None = None  # checkpoint whose trunk replaces that of `init` (or of a fresh model)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     seed: int = 0

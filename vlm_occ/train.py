@@ -19,7 +19,7 @@ from vlm_occ.data.augment import without_cameras, without_lidar
 from vlm_occ.encoders.inputs import collate_inputs, prepare_scene
 from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.models.batch import Batch, GroundingOutput, make_batch
-from vlm_occ.models.checkpoint import load_checkpoint, load_model_state, save_checkpoint
+from vlm_occ.models.checkpoint import load_model_state, save_checkpoint
 from vlm_occ.models.label_tokens import label_tokens
 from vlm_occ.models.perception import PerceptionOutput
 from vlm_occ.objectives import (
@@ -33,6 +33,7 @@ from vlm_occ.objectives import (
 )
 from vlm_occ.run_config import check_config, keep_config, overridden, tell_deepspeed
 from vlm_occ.run_log import Log, draw_samples
+from vlm_occ.run_model import initial_model, recompute_activations, trainable
 from vlm_occ.run_scenes import Scenes, StepScenes, open_source, step_loader
 from vlm_occ.run_state import (
     RunParts,
@@ -49,10 +50,6 @@ from vlm_occ.types import FREE, LabelledScene, SceneLabels
 
 CACHED_SCENES = 1000
 """Outputs of the frozen trunk that stage "grounding" keeps, about 2 MB each."""
-
-
-UNUSED_BY_LANGUAGE = ("pose.", "joint.", "mask.", "box.")
-"""Modules that stage "language" does not run: it sees no picture and decodes no object."""
 
 
 class TrainingModule(nn.Module):
@@ -167,35 +164,6 @@ def rate_factor(step: int, config: TrainConfig) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def trainable(model: VLMOcc, config: TrainConfig) -> list[dict[str, Any]]:
-    """Parameter groups of the stage's trained weights; everything else is frozen."""
-    groups: dict[str, list[nn.Parameter]] = {"perception": [], "head": [], "input": [], "lora": []}
-    for name, parameter in model.named_parameters():
-        if name.startswith("perception.image_network."):
-            parameter.requires_grad_(False)
-        elif name.startswith("perception."):
-            parameter.requires_grad_(config.stage not in ("language", "grounding"))
-            groups["perception"].append(parameter)
-        elif name.startswith("backbone."):
-            parameter.requires_grad_(parameter.requires_grad and config.stage != "perception")
-            groups["lora" if "lora_" in name else "input"].append(parameter)
-        else:
-            unused = config.stage == "language" and name.startswith(UNUSED_BY_LANGUAGE)
-            parameter.requires_grad_(config.stage != "perception" and not unused)
-            groups["input" if name.startswith(("voxel_projector.", "pose.")) else "head"].append(parameter)
-    rates = {
-        "perception": config.perception_rate,
-        "head": config.head_rate,
-        "input": config.input_rate,
-        "lora": config.lora_rate,
-    }
-    return [
-        {"params": [p for p in parameters if p.requires_grad], "lr": rates[name], "base": rates[name]}
-        for name, parameters in groups.items()
-        if any(p.requires_grad for p in parameters)
-    ]
-
-
 def train(config: TrainConfig, *, source: Scenes | None = None, model: VLMOcc | None = None) -> VLMOcc:
     """Run or resume training; the finished model is saved in `config.out`/final and returned."""
     check_config(config)
@@ -255,13 +223,6 @@ def finished(run: RunParts, config: TrainConfig, *, writes: bool) -> VLMOcc:
     return model
 
 
-def recompute_activations(model: VLMOcc) -> None:
-    """Let the language model's layers forget their activations and compute them again going backward."""
-    language = cast(Any, model.backbone.model).model.language_model
-    enable = getattr(language, "activation_checkpointing_enable", language.gradient_checkpointing_enable)
-    enable({"use_reentrant": False})  # renamed within transformers 5
-
-
 def optimizer_step(
     accelerator: Accelerator,
     module: nn.Module,
@@ -311,15 +272,6 @@ def restore_average(averaged: dict[str, Tensor], model: VLMOcc) -> None:
     with torch.no_grad():
         for name, value in averaged.items():
             parameters[name].copy_(value)
-
-
-def initial_model(config: TrainConfig) -> VLMOcc:
-    """The model that a run starts from: a checkpoint, or a pretrained base with new heads."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)  # of LoRA's first weights
-        if config.init:
-            return load_checkpoint(config.init)
-        return VLMOcc.from_config(config.model, seed=config.seed)
 
 
 def train_command(config_path: str, overrides: dict[str, str]) -> None:

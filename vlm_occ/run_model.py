@@ -1,0 +1,79 @@
+"""The model that a run starts from, and which of its weights the run trains."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from vlm_occ.config import TrainConfig
+from vlm_occ.models.adapter import VLMOcc
+from vlm_occ.models.checkpoint import (
+    find_checkpoint,
+    load_checkpoint,
+    load_model_state,
+    model_state,
+    read_shards,
+)
+
+UNUSED_BY_LANGUAGE = ("pose.", "joint.", "mask.", "box.")
+"""Modules that stage "language" does not run: it sees no picture and decodes no object."""
+
+
+def initial_model(config: TrainConfig) -> VLMOcc:
+    """The model that a run starts from: a checkpoint, or a pretrained base with new heads."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # of LoRA's first weights
+        if config.init:
+            model = load_checkpoint(config.init)
+        else:
+            model = VLMOcc.from_config(config.model, seed=config.seed)
+    if config.trunk:
+        load_trunk(model, config.trunk)
+    return model
+
+
+def load_trunk(model: VLMOcc, name: str) -> None:
+    """Take over the trunk's weights of the checkpoint `name`, whatever its language side is."""
+    folder = find_checkpoint(name)
+    if folder is None:
+        raise ValueError(f"trunk {name!r} has no trained weights; give the folder of a checkpoint")
+    given = {k: v for k, v in read_shards(folder).items() if k.startswith("perception.")}
+    load_model_state(model, {**model_state(model), **given}, where=f"trunk {folder}")
+
+
+def trainable(model: VLMOcc, config: TrainConfig) -> list[dict[str, Any]]:
+    """Parameter groups of the stage's trained weights; everything else is frozen."""
+    groups: dict[str, list[nn.Parameter]] = {"perception": [], "head": [], "input": [], "lora": []}
+    for name, parameter in model.named_parameters():
+        if name.startswith("perception.image_network."):
+            parameter.requires_grad_(False)
+        elif name.startswith("perception."):
+            parameter.requires_grad_(config.stage not in ("language", "grounding"))
+            groups["perception"].append(parameter)
+        elif name.startswith("backbone."):
+            parameter.requires_grad_(parameter.requires_grad and config.stage != "perception")
+            groups["lora" if "lora_" in name else "input"].append(parameter)
+        else:
+            unused = config.stage == "language" and name.startswith(UNUSED_BY_LANGUAGE)
+            parameter.requires_grad_(config.stage != "perception" and not unused)
+            groups["input" if name.startswith(("voxel_projector.", "pose.")) else "head"].append(parameter)
+    rates = {
+        "perception": config.perception_rate,
+        "head": config.head_rate,
+        "input": config.input_rate,
+        "lora": config.lora_rate,
+    }
+    return [
+        {"params": [p for p in parameters if p.requires_grad], "lr": rates[name], "base": rates[name]}
+        for name, parameters in groups.items()
+        if any(p.requires_grad for p in parameters)
+    ]
+
+
+def recompute_activations(model: VLMOcc) -> None:
+    """Let the language model's layers forget their activations and compute them again going backward."""
+    language = cast(Any, model.backbone.model).model.language_model
+    enable = getattr(language, "activation_checkpointing_enable", language.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})  # renamed within transformers 5
