@@ -18,34 +18,33 @@ BUCKET = 8
 
 
 @dataclass(frozen=True)
-class Bucket:
-    """Some queries of a packed sequence."""
-
-    place: Tensor  # long [R, l]: each query's tokens, counted from the first query's first; padded with 0
-    valid: Tensor  # bool [R, l]
-
-
-@dataclass(frozen=True)
 class Turns:
-    """Where the queries of one scene lie in a packed sequence, behind a prefix of `prefix` keys."""
+    """Where the queries of one scene lie in a packed sequence of T tokens, behind a prefix of `prefix` keys.
+
+    Queries of about one length form a bucket, padded to its longest: [R, l] tokens, P in all buckets.
+    """
 
     prefix: int
-    total: int  # tokens of all queries
-    buckets: tuple[Bucket, ...]
-    order: Tensor  # long [total]: where each token stands among those of the buckets one after another
+    total: int  # T
+    shapes: tuple[tuple[int, int], ...]  # R, l of each bucket
+    place: Tensor  # long [P]: the packed token of each bucketed one; 0 where it is padding
+    back: Tensor  # long [T]: the bucketed token of each packed one
 
 
 def turns_of(prefix: int, lengths: list[int], device: torch.device) -> Turns:
     """Queries of the given lengths, packed one after another."""
     length = torch.tensor(lengths)
     start = length.cumsum(0) - length
-    buckets = []
+    shapes, places, valid = [], [], []
     for rows in length.argsort(stable=True).split(BUCKET):
         column = torch.arange(int(length[rows].max()))
-        valid = column < length[rows, None]  # [R, l]
-        buckets.append(Bucket(((start[rows, None] + column) * valid).to(device), valid.to(device)))
-    places = torch.cat([bucket.place[bucket.valid] for bucket in buckets])
-    return Turns(prefix, sum(lengths), tuple(buckets), places.argsort())
+        inside = column < length[rows, None]  # [R, l]
+        shapes.append((len(rows), len(column)))
+        places.append(((start[rows, None] + column) * inside).flatten())
+        valid.append(inside.flatten())
+    place, filled = torch.cat(places), torch.cat(valid).nonzero()[:, 0]
+    back = filled[place[filled].argsort()]
+    return Turns(prefix, sum(lengths), tuple(shapes), place.to(device), back.to(device))
 
 
 def shared_prefix_attention(
@@ -81,32 +80,35 @@ def shared_prefix_attention(
             query[:, :, :own], past_key[None], past_value[None], is_causal=True, scale=scale, enable_gqa=True
         )
         parts.append(first[0].transpose(0, 1))  # [P, H, d]
-    past, here = (past_key, past_value), (key[0, :, turns.prefix :], value[0, :, turns.prefix :])
-    asked = [_queries(query[0, :, own:], past, here, bucket, scale) for bucket in turns.buckets]
-    parts.append(torch.cat(asked)[turns.order])
+    rows = [
+        x[0].transpose(0, 1).index_select(0, turns.place + x.shape[2] - turns.total)
+        for x in (query, key, value)
+    ]
+    sizes = [count * width for count, width in turns.shapes]
+    asked = [
+        _bucket(*(x.unflatten(0, shape) for x in part), (past_key, past_value), scale)
+        for shape, *part in zip(turns.shapes, *(x.split(sizes) for x in rows), strict=True)
+    ]
+    parts.append(torch.cat(asked).index_select(0, turns.back))
     return torch.cat(parts)[None], None
 
 
-def _queries(
-    query: Tensor, past: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], bucket: Bucket, scale: float
-) -> Tensor:
-    """Attention [t, H, d] of a bucket's queries [H, T, d] over the prefix [G, P, d] and their past [G, T, d]."""
-    groups, count, width = own[0].shape[0], *bucket.place.shape
-    size = past[0].shape[1]
-    rows = query[:, bucket.place]  # [H, R, l, d]
-    heads = len(query) // groups
-    rows = rows.unflatten(0, (groups, heads)).transpose(1, 2)  # [G, R, H/G, l, d]
+def _bucket(query: Tensor, key: Tensor, value: Tensor, past: tuple[Tensor, Tensor], scale: float) -> Tensor:
+    """Attention [R l, H, d] of queries [R, l, H, d] over a prefix [G, S, d] and own past [R, l, G, d]."""
+    count, width, groups = key.shape[:3]
+    heads = query.shape[2] // groups
+    rows = query.unflatten(2, (groups, heads)).permute(2, 0, 3, 1, 4)  # [G, R, H/G, l, d]
     rows = rows.reshape(groups, count, heads * width, -1)
-    key, value = (x[:, bucket.place] for x in own)  # [G, R, l, d]
-    before = (rows.flatten(1, 2) @ past[0].transpose(-1, -2)).unflatten(1, (count, -1))  # [G, R, (H/G) l, P]
+    key, value = (x.permute(2, 0, 1, 3) for x in (key, value))  # [G, R, l, d]
+    before = (rows.flatten(1, 2) @ past[0].transpose(-1, -2)).unflatten(1, (count, -1))  # [G, R, (H/G) l, S]
     here = rows @ key.transpose(-1, -2)  # [G, R, (H/G) l, l]
     causal = torch.ones(width, width, dtype=torch.bool, device=query.device).tril().repeat(heads, 1)
     here = here.masked_fill(~causal, torch.finfo(here.dtype).min)  # padding stands last: no token sees it
     weight = torch.cat([before, here], dim=-1).mul(scale).softmax(-1, dtype=torch.float32).to(query.dtype)
+    size = past[0].shape[1]
     seen = weight[..., :size].flatten(1, 2) @ past[1]  # [G, R (H/G) l, d]
     result = seen.unflatten(1, (count, -1)) + weight[..., size:] @ value
-    result = result.unflatten(2, (heads, width)).permute(1, 3, 0, 2, 4).flatten(2, 3)  # [R, l, H, d]
-    return result[bucket.valid]
+    return result.unflatten(2, (heads, width)).permute(1, 3, 0, 2, 4).flatten(2, 3).flatten(0, 1)
 
 
 def use_shared_prefix_attention(language_model: nn.Module) -> None:

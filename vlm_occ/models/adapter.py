@@ -178,10 +178,10 @@ class VLMOcc(nn.Module):
         box.
         """
         queries = [check_query(text) for text in ([query] if isinstance(query, str) else query)]
-        ground = self._query_states(state, queries)
-        scores = self.pointer(ground, state.token_states).sigmoid()  # [Q, N]
+        ground = self.query_states(state, queries)
+        scores = self.state_scores(state, ground)
         results = [
-            self._answer(state, text, ground[q], scores[q], self.chosen_tokens(scores[q]), refine=refine)
+            self.answer(state, text, ground[q], scores[q], self.chosen_tokens(scores[q]), refine=refine)
             for q, text in enumerate(queries)
         ]
         return results[0] if isinstance(query, str) else results
@@ -189,7 +189,11 @@ class VLMOcc(nn.Module):
     @torch.no_grad()
     def token_scores(self, state: SceneState, queries: Sequence[str]) -> Tensor:
         """Scores in (0, 1) of every voxel token for every query: [Q, N]."""
-        ground = self._query_states(state, queries)
+        return self.state_scores(state, self.query_states(state, queries))
+
+    @torch.no_grad()
+    def state_scores(self, state: SceneState, ground: Tensor) -> Tensor:
+        """Scores [Q, N] of every voxel token for what `query_states` gave [Q, D]."""
         return self.pointer(ground, state.token_states).sigmoid()
 
     def chosen_tokens(self, scores: Tensor) -> Tensor:
@@ -198,19 +202,7 @@ class VLMOcc(nn.Module):
         return rows[scores[rows].argsort(descending=True)]
 
     @torch.no_grad()
-    def ground_tokens(
-        self, state: SceneState, queries: Sequence[str], tokens: Sequence[Sequence[int]]
-    ) -> list[GroundingResult]:
-        """The answers if queries meant the given voxel tokens: shows what masks and boxes are worth alone."""
-        ground = self._query_states(state, queries)
-        scores = self.pointer(ground, state.token_states).sigmoid()
-        rows = [torch.tensor(chosen, dtype=torch.long, device=self.device) for chosen in tokens]
-        return [
-            self._answer(state, text, ground[q], scores[q], rows[q], refine=False)
-            for q, text in enumerate(queries)
-        ]
-
-    def _query_states(self, state: SceneState, queries: Sequence[str]) -> Tensor:
+    def query_states(self, state: SceneState, queries: Sequence[str]) -> Tensor:
         """What the heads read of queries [Q, D], run together on the scene's cache."""
         if not queries:
             return state.token_states.new_zeros(0, self.backbone.hidden_size)
@@ -223,10 +215,11 @@ class VLMOcc(nn.Module):
         """What the heads know of a scene's voxel tokens [N, width]."""
         return self.token_state(states, tokens.features, described(tokens.attributes, tokens.candidates.box))
 
-    def _answer(
+    @torch.no_grad()
+    def answer(
         self, state: SceneState, query: str, ground: Tensor, scores: Tensor, rows: Tensor, *, refine: bool
     ) -> GroundingResult:
-        """Decode the tokens `rows` into objects."""
+        """The answer if a query, of state `ground` [D] and `scores` [N], means the voxel tokens `rows` [K]."""
         objects: list[GroundedObject] = []
         if len(rows):
             joint = self.joint(ground.expand(len(rows), -1), state.token_states[rows])
