@@ -132,6 +132,7 @@ class DataConfig:
     source: Literal["simulator", "talk2occ", "both"] = "simulator"
     folder: str | None = None  # of `vlm-occ data talk2occ`, for "talk2occ" and "both"
     scenes: int = 0  # simulated scenes in the pool; 0 makes a new one for every step
+    first_scene: int = 0  # where the pool starts: a frozen trunk's own scenes look better than new ones do
     keep: str | None = None  # folder in which simulated scenes are kept between epochs and runs
     num_frames: int = 2
     queries: int = 48  # sentences written for each scene; a step draws from them

@@ -128,6 +128,7 @@ def open_simulated(config: TrainConfig) -> SimulatedScenes:
         num_queries=0 if config.stage == "perception" else data.queries,
         balanced=data.balanced,
         folder=Path(data.keep) if data.keep else None,
+        first=data.first_scene,
     )
 
 

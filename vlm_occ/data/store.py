@@ -131,6 +131,7 @@ class SimulatedScenes:
     lexicon: Literal["train", "heldout", "both"] = "train"  # both: first those of one, then of the other
     folder: Path | None = None
     image_size: tuple[int, int] = (256, 704)  # (H, W)
+    first: int = 0  # index in the split of the scene with index 0 here
 
     def __post_init__(self) -> None:
         """ValueError where `folder` keeps scenes of other settings."""
@@ -145,6 +146,7 @@ class SimulatedScenes:
     def __getitem__(self, index: int) -> LabelledScene:
         """Scene `index`, simulated or read."""
         epoch, place = divmod(index, self.count)
+        place += self.first
         item, facts = self._scene(place, split_seed(self.split, place))
         words = split_seed(self.split, place) + 100_000_000 * epoch
         lexicons = LEXICONS if self.lexicon == "both" else (self.lexicon,)

@@ -219,7 +219,7 @@ class VLMOcc(nn.Module):
     def answer(
         self, state: SceneState, query: str, ground: Tensor, scores: Tensor, rows: Tensor, *, refine: bool
     ) -> GroundingResult:
-        """The answer if a query, of state `ground` [D] and `scores` [N], means the voxel tokens `rows` [K]."""
+        """The answer if a query of state `ground` [D] and `scores` [N] means the voxel tokens `rows` [K]."""
         objects: list[GroundedObject] = []
         if len(rows):
             joint = self.joint(ground.expand(len(rows), -1), state.token_states[rows])
