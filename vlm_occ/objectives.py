@@ -37,8 +37,8 @@ PERCEPTION_WEIGHTS = {
 
 
 GROUNDING_WEIGHTS = {
-    "pointer": 4.0,
-    "ranking": 1.0,
+    "pointer": 1.0,
+    "ranking": 2.0,
     "mask": 1.0,
     "mask_dice": 1.0,
     "box": 0.5,
