@@ -64,6 +64,12 @@ def build_parser() -> Parser:
     merge.add_argument("model", metavar="MODEL", help="nano, a checkpoint folder or a Hub id")
     merge.add_argument("--out", type=Path, required=True, help="a new folder")
 
+    calibrate = commands.add_parser("calibrate", help="set a checkpoint's cut of the scores, and save it")
+    calibrate.add_argument("model", metavar="MODEL", help="a checkpoint folder or a Hub id")
+    calibrate.add_argument("--out", type=Path, required=True, help="folder of the calibrated checkpoint")
+    calibrate.add_argument("--scenes", type=int, default=60, help="simulated scenes of the calibration split")
+    calibrate.add_argument("--half", action="store_true", help="save bfloat16 weights")
+
     evaluate = commands.add_parser("eval", help="metrics of a model on a data set")
     evaluate.add_argument("--model", required=True, help="nano, a checkpoint folder or a Hub id")
     evaluate.add_argument("--data", required=True, help="folder of `vlm-occ data talk2occ`, or sim")
@@ -163,6 +169,10 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> None:
             from vlm_occ.models.merge import merge_command
 
             merge_command(arguments.model, arguments.out)
+        case "calibrate":
+            from vlm_occ.eval.calibration import calibrate_command
+
+            calibrate_command(arguments.model, arguments.out, scenes=arguments.scenes, half=arguments.half)
         case "eval":
             from vlm_occ.eval.report import evaluate_command
 

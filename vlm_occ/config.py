@@ -56,7 +56,8 @@ class ModelConfig:
     perception: PerceptionConfig = field(default_factory=PerceptionConfig)
     head_width: int = 256
     mask_radius: float = 9.0  # metres around a token's position in which its mask may lie
-    score_threshold: float = 0.5  # voxel tokens above it are the answer; calibrated after training
+    score_threshold: float = 0.5  # voxel tokens above it are the answer; set by `vlm-occ calibrate`
+    score_ratio: float = 0.0  # and above this share of the best score
     occupancy_threshold: float = 0.5
     trained: bool = False  # False: the heads are untrained, and the command line says so
 

@@ -165,32 +165,3 @@ def token_recall(model: VLMOcc, scenes: Scenes, *, limit: int) -> dict[str, floa
     result = {name: sum(values) / len(values) for name, values in sorted(hits.items())}
     everything = [value for values in hits.values() for value in values]
     return {"overall": sum(everything) / max(len(everything), 1), **result}
-
-
-def calibrate(model: VLMOcc, scenes: Scenes, *, max_false_rejections: float = 0.03) -> float:
-    """The score threshold that rejects most sentences without a target while rejecting few of the others.
-
-    Among thresholds with at most `max_false_rejections` it is the one of the best exact answers, else the
-    one with the fewest false rejections; set on a calibration split, never on the evaluation scenes.
-    """
-    best: list[tuple[float, float, float]] = []
-    scores, targets = [], []
-    for index in range(len(scenes)):
-        item = scenes[index]
-        state = model.encode(item.scene)
-        scores.append(model.token_scores(state, [q.text for q in item.queries]).cpu())
-        targets.append(item.queries)
-    for threshold in torch.linspace(0.05, 0.95, 37).tolist():
-        rejected, wrongly, right, n_none, n_some = 0, 0, 0, 0, 0
-        for score, queries in zip(scores, targets, strict=True):
-            found = (score > threshold).sum(-1).tolist()
-            for count, query in zip(found, queries, strict=True):
-                n_none += not query.targets
-                n_some += bool(query.targets)
-                rejected += not query.targets and count == 0
-                wrongly += bool(query.targets) and count == 0
-                right += count == len(query.targets)
-        false_share = wrongly / max(n_some, 1)
-        best.append((float(false_share <= max_false_rejections), right / (n_none + n_some), threshold))
-    allowed = [entry for entry in best if entry[0]]
-    return max(allowed or best)[2] if allowed else min(best, key=lambda e: -e[1])[2]

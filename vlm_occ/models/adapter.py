@@ -197,8 +197,10 @@ class VLMOcc(nn.Module):
         return self.pointer(ground, state.token_states).sigmoid()
 
     def chosen_tokens(self, scores: Tensor) -> Tensor:
-        """Rows of the tokens whose score [N] passes the threshold, best first."""
-        rows = (scores > self.config.score_threshold).nonzero()[:, 0]
+        """Rows of the tokens whose score [N] passes the threshold and the ratio to the best, best first."""
+        best = float(scores.max()) if len(scores) else 0.0
+        cut = max(self.config.score_threshold, self.config.score_ratio * best)
+        rows = (scores > cut).nonzero()[:, 0]
         return rows[scores[rows].argsort(descending=True)]
 
     @torch.no_grad()
