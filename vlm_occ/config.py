@@ -55,6 +55,7 @@ class ModelConfig:
     lora: LoraSettings | None = field(default_factory=LoraSettings)
     perception: PerceptionConfig = field(default_factory=PerceptionConfig)
     head_width: int = 256
+    fusion_layers: int = 3  # of the decoder in which words meet voxel tokens; 0: the state points alone
     mask_radius: float = 9.0  # metres around a token's position in which its mask may lie
     score_threshold: float = 0.5  # voxel tokens above it are the answer; set by `vlm-occ calibrate`
     score_ratio: float = 0.0  # and above this share of the best score

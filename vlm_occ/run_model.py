@@ -44,7 +44,7 @@ def load_trunk(model: VLMOcc, name: str) -> None:
 
 
 def trainable(model: VLMOcc, config: TrainConfig) -> list[dict[str, Any]]:
-    """Parameter groups of the stage's trained weights; everything else is frozen."""
+    """Parameter groups of the stage's trained weights; everything else is frozen, and what has rate 0."""
     groups: dict[str, list[nn.Parameter]] = {"perception": [], "head": [], "input": [], "lora": []}
     for name, parameter in model.named_parameters():
         if name.startswith("perception.image_network."):
@@ -65,6 +65,9 @@ def trainable(model: VLMOcc, config: TrainConfig) -> list[dict[str, Any]]:
         "input": config.input_rate,
         "lora": config.lora_rate,
     }
+    for name, parameters in groups.items():
+        for parameter in parameters if rates[name] == 0 else ():
+            parameter.requires_grad_(False)
     return [
         {"params": [p for p in parameters if p.requires_grad], "lr": rates[name], "base": rates[name]}
         for name, parameters in groups.items()

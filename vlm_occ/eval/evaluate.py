@@ -86,14 +86,14 @@ def evaluate_scene(model: VLMOcc, item: LabelledScene, *, sensors: Sensors = "al
     state = model.encode(scene)
     texts = [query.text for query in item.queries]
     match = match_boxes(state.token_boxes.cpu(), item.labels.boxes)
-    ground = model.query_states(state, texts)
-    scores = model.state_scores(state, ground)
+    query = model.query_states(state, texts)
+    scores = model.state_scores(state, query)
     chosen = [model.chosen_tokens(row).tolist() for row in scores]
     wanted = [[int(match[t]) for t in q.targets if match[t] >= 0] for q in item.queries]
 
     def answered(tokens: Sequence[Sequence[int]], *, refine: bool = False) -> list[GroundingResult]:
-        rows = [torch.tensor(row, dtype=torch.long, device=ground.device) for row in tokens]
-        parts = zip(texts, ground, scores, rows, strict=True)
+        rows = [torch.tensor(row, dtype=torch.long, device=scores.device) for row in tokens]
+        parts = zip(texts, query.ground, scores, rows, strict=True)
         return [model.answer(state, *part, refine=refine) for part in parts]
 
     answers, refined, pointed = answered(chosen), answered(chosen, refine=True), answered(wanted)

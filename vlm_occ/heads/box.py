@@ -109,6 +109,6 @@ class PointerHead(nn.Module):
         self.bias = nn.Parameter(torch.tensor(math.log(prior / (1 - prior))))
 
     def forward(self, states: Tensor, tokens: Tensor) -> Tensor:
-        """Logits [Q, N] of grounding states [Q, D] against token states [N, W]."""
+        """Logits [Q, N] of grounding states [Q, D] against each query's token states [Q, N, W]."""
         query, key = self.query(states), self.key(tokens)
-        return query @ key.T / math.sqrt(query.shape[-1]) + self.bias
+        return (key @ query[..., None])[..., 0] / math.sqrt(query.shape[-1]) + self.bias

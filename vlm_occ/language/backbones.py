@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vlm_occ.config import LoraSettings
 from vlm_occ.language import nano
@@ -181,6 +182,14 @@ class Backbone(nn.Module):
         turns = turns_of(state.length, list(map(len, asked)), self.device)
         hidden = self._run(ids[None], positions[:, None], None, {}, grown(state.cache), turns=turns)
         return list(hidden[0].split([len(query) for query in queries]))
+
+    def word_embeddings(self, ids: Tensor) -> Tensor:
+        """The base model's own embeddings [l, D] of ids [l], without gradient: what words mean alone."""
+        table = self.model.get_input_embeddings()
+        while hasattr(table, "token_adapter"):
+            table = table.token_adapter
+        weight = weight_of(table.get_base_layer() if hasattr(table, "get_base_layer") else table)
+        return functional.embedding(ids.to(weight.device), weight.detach()).float()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores [..., vocabulary] of the next token after final states [..., D]."""

@@ -16,6 +16,7 @@ from vlm_occ.encoders.inputs import prepare_scene
 from vlm_occ.encoders.pose import PoseEncoder
 from vlm_occ.encoders.voxel_tokens import DESCRIBED_CHANNELS, VoxelProjector, described, score_tokens
 from vlm_occ.heads.box import BoxHead, JointState, PointerHead, TokenState
+from vlm_occ.heads.fusion import FusionDecoder, QueryStates
 from vlm_occ.heads.occupancy import ObjectMaskHead
 from vlm_occ.language.backbones import Backbone, load_backbone
 from vlm_occ.language.prefixes import Prefix, PrefixState
@@ -42,6 +43,7 @@ class VLMOcc(nn.Module):
         self.voxel_projector = VoxelProjector(tokens, hidden, scale)
         self.ground_norm = nn.LayerNorm(hidden)
         self.token_state = TokenState(hidden, tokens, DESCRIBED_CHANNELS, width)
+        self.fusion = FusionDecoder(2 * hidden, width, layers=config.fusion_layers)
         self.pointer = PointerHead(hidden, width, width)
         self.joint = JointState(hidden, width, width)
         self.mask = ObjectMaskHead(
@@ -80,18 +82,13 @@ class VLMOcc(nn.Module):
         logits, matches, objects = [], [], []
         for b, joint in enumerate(states):
             tokens = self._token_states(joint.prefix[prefixes[b].voxel_index], perception.tokens[b])
-            ground = joint.prefix.new_zeros(0, joint.prefix.shape[-1])
-            if ids[b]:
-                ground = torch.stack(
-                    [state[place] for state, (_, place) in zip(joint.queries, ids[b], strict=True)]
-                )
-            ground = self.ground_norm(ground.float())
-            logits.append(self.pointer(ground, tokens))
+            query = self._read(joint.queries, ids[b])
+            logits.append(self._point(tokens, perception.tokens[b].candidates.box, query))
             pairs, match = pairs_to_decode(
                 batch, perception.tokens[b], b, logits[-1], threshold=self.config.score_threshold
             )
             matches.append(match)
-            objects += self._decode(b, pairs, ground, tokens, perception) if decode else []
+            objects += self._decode(b, pairs, query.ground, tokens, perception) if decode else []
         return GroundingOutput(
             perception,
             tuple(logits),
@@ -99,6 +96,28 @@ class VLMOcc(nn.Module):
             tuple(matches),
             tuple(objects),
         )
+
+    def _read(self, states: Sequence[Tensor], ids: Sequence[tuple[Tensor, int]]) -> QueryStates:
+        """What the heads read of queries whose final states are [l, D]: all up to <|ground|>."""
+        if not ids:
+            none = self.pointer.bias.new_zeros(0, self.backbone.hidden_size)
+            return QueryStates(none, none[:, None], none[:, :1].bool())
+        ground = torch.stack([state[place] for state, (_, place) in zip(states, ids, strict=True)])
+        words = [
+            torch.cat([state[: place + 1].float(), self.backbone.word_embeddings(words[: place + 1])], dim=-1)
+            for state, (words, place) in zip(states, ids, strict=True)
+        ]
+        length = torch.tensor([len(row) for row in words], device=ground.device)
+        padded = nn.utils.rnn.pad_sequence(words, batch_first=True)  # [Q, l, 2 D]
+        valid = torch.arange(padded.shape[1], device=ground.device) < length[:, None]
+        return QueryStates(self.ground_norm(ground.float()), padded, valid)
+
+    def _point(self, tokens: Tensor, boxes: Tensor, query: QueryStates) -> Tensor:
+        """Logits [Q, N] of voxel tokens [N, width] with boxes [N, 7]."""
+        dtype, device = self.backbone.dtype, tokens.device.type
+        with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
+            fused = self.fusion(tokens, boxes, query)
+        return self.pointer(query.ground, fused)
 
     def _decode(
         self,
@@ -178,11 +197,11 @@ class VLMOcc(nn.Module):
         box.
         """
         queries = [check_query(text) for text in ([query] if isinstance(query, str) else query)]
-        ground = self.query_states(state, queries)
-        scores = self.state_scores(state, ground)
+        asked = self.query_states(state, queries)
+        scores = self.state_scores(state, asked)
         results = [
-            self.answer(state, text, ground[q], scores[q], self.chosen_tokens(scores[q]), refine=refine)
-            for q, text in enumerate(queries)
+            self.answer(state, text, ground, row, self.chosen_tokens(row), refine=refine)
+            for text, ground, row in zip(queries, asked.ground, scores, strict=True)
         ]
         return results[0] if isinstance(query, str) else results
 
@@ -192,9 +211,9 @@ class VLMOcc(nn.Module):
         return self.state_scores(state, self.query_states(state, queries))
 
     @torch.no_grad()
-    def state_scores(self, state: SceneState, ground: Tensor) -> Tensor:
-        """Scores [Q, N] of every voxel token for what `query_states` gave [Q, D]."""
-        return self.pointer(ground, state.token_states).sigmoid()
+    def state_scores(self, state: SceneState, query: QueryStates) -> Tensor:
+        """Scores [Q, N] of every voxel token for what `query_states` gave."""
+        return self._point(state.token_states, state.token_boxes, query).sigmoid()
 
     def chosen_tokens(self, scores: Tensor) -> Tensor:
         """Rows of the tokens whose score [N] passes the threshold and the ratio to the best, best first."""
@@ -204,14 +223,11 @@ class VLMOcc(nn.Module):
         return rows[scores[rows].argsort(descending=True)]
 
     @torch.no_grad()
-    def query_states(self, state: SceneState, queries: Sequence[str]) -> Tensor:
-        """What the heads read of queries [Q, D], run together on the scene's cache."""
-        if not queries:
-            return state.token_states.new_zeros(0, self.backbone.hidden_size)
+    def query_states(self, state: SceneState, queries: Sequence[str]) -> QueryStates:
+        """What the heads read of queries, run together on the scene's cache."""
         ids = [self.backbone.query_ids(text) for text in queries]
         hidden = self.backbone.forward_queries(cast(PrefixState, state.language), [i for i, _ in ids])
-        states = torch.stack([h[n] for h, (_, n) in zip(hidden, ids, strict=True)])
-        return self.ground_norm(states.float())
+        return self._read(hidden, ids)
 
     def _token_states(self, states: Tensor, tokens: SceneTokens) -> Tensor:
         """What the heads know of a scene's voxel tokens [N, width]."""
