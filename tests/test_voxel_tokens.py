@@ -11,6 +11,7 @@ from vlm_occ.encoders.voxel_tokens import (
     decode_regression,
     encode_regression,
     find_candidates,
+    first_sights,
     position_features,
     sample_bev,
     sample_points,
@@ -101,3 +102,17 @@ def test_the_birds_eye_network_is_local_and_batches_do_not_mix():
     torch.testing.assert_close(both.fine[1], alone.fine[0], atol=1e-4, rtol=1e-4)
     assert both.fine.shape == (2, 16, 80, 80) and both.coarse.shape == (2, 32, 20, 20)
     assert math.isfinite(both.fine.sum().item())
+
+
+def test_a_second_sight_of_an_object_goes_and_a_neighbour_of_its_class_stays():
+    boxes = torch.tensor(
+        [
+            [0.0, 0, 1, 4, 2, 1.5, math.pi / 2],  # the best, lying across
+            [0.0, 1.8, 1, 4, 2, 1.5, 0.0],  # over its footprint only if its heading counts
+            [1.8, 0.0, 1, 4, 2, 1.5, 0.0],  # beside it
+            [0.2, -1.5, 1, 0.6, 0.6, 1.7, 0.0],  # over it, but of another class
+            [1.9, 0.3, 1, 4, 2, 1.5, 0.0],  # over the third
+        ]
+    )
+    assert first_sights(boxes, torch.tensor([0, 0, 0, 1, 0])).tolist() == [0, 2, 3]
+    assert first_sights(boxes[:0], torch.zeros(0).long()).tolist() == []
