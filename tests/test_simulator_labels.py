@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from simulator_worlds import daylight, flat_ground, random_solids, wall
 
 from vlm_occ.data.simulator import egocentric, filling, labels, lidar, rendering, report, rig, scene
 from vlm_occ.data.simulator.objects import BOX, ELLIPSOID, Solids
-from vlm_occ.data.simulator.preview import contact_sheet
 from vlm_occ.geometry import box_corners, points_in_boxes, project
 from vlm_occ.types import FREE, OCC3D_CLASSES, TALK2OCC_CLASSES, CameraRig, VoxelGrid
 from vlm_occ.voxels import voxels_in_box
@@ -216,7 +212,7 @@ def test_splits_share_no_seed() -> None:
 def test_the_voxel_table_counts_what_fills_the_boxes() -> None:
     simulation = scene.simulate_details(12, balanced=True, cameras=False, lidar=False)
     truth = simulation.labelled.labels
-    rows = report.voxel_table([simulation]).splitlines()[1:]
+    rows = report.voxel_table([simulation.labelled]).splitlines()[1:]
     assert sum(int(row[22:30]) for row in rows) == len(truth.boxes)
     first = int(truth.classes[0])
     counts = [
@@ -225,13 +221,3 @@ def test_the_voxel_table_counts_what_fills_the_boxes() -> None:
     ]
     row = next(row for row in rows if row.startswith(TALK2OCC_CLASSES[first]))
     assert int(row[30:40]) == round(sum(counts) / len(counts))
-
-
-def test_a_contact_sheet_shows_every_image_and_the_map(tmp_path: Path) -> None:
-    labelled = scene.simulate(9, image_size=(64, 176), num_queries=2)
-    contact_sheet([labelled, labelled], tmp_path / "sheet.png", num_sentences=2)
-    picture = np.asarray(Image.open(tmp_path / "sheet.png"))
-    assert picture.shape == (2 * (128 + 34 + 8), 3 * 176 + 128, 3)
-    front = labelled.scene.reference.images[0].permute(1, 2, 0).numpy()
-    assert (picture[20:64, 176:352] == front[20:]).all()  # below the camera's name
-    assert len(np.unique(picture[:128, 528:].reshape(-1, 3), axis=0)) > 5

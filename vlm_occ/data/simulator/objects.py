@@ -30,7 +30,7 @@ class Solids:
 
 @dataclass(frozen=True)
 class Ground:
-    """The ground: a tilted plane z = height + slope . (x, y) with a raster of surfaces on it (world frame)."""
+    """The ground: a tilted plane z = height + slope . (x, y) with a raster of surfaces (world frame)."""
 
     height: float  # metres
     slope: tuple[float, float]

@@ -1,126 +1,164 @@
-"""A contact sheet of labelled scenes: six cameras, voxels from above and some sentences."""
+"""A contact sheet of labelled scenes: cameras, voxels and LiDAR from above, sentences, classes close up."""
 
 from __future__ import annotations
 
+import io
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image, ImageDraw
-from torch import Tensor
 
+from vlm_occ.data.simulator.preview_gallery import draw_gallery, font
+from vlm_occ.data.simulator.preview_maps import PALETTE, Colour, point_map, voxel_map
+from vlm_occ.data.simulator.scene import Simulation, simulate_details
+from vlm_occ.data.storage import write_atomic
 from vlm_occ.geometry import box_corners, project
-from vlm_occ.types import FREE, TALK2OCC_CLASSES, LabelledScene
+from vlm_occ.types import OCC3D_CLASSES, TALK2OCC_CLASSES, GroundingQuery, LabelledScene
 
 _FRONT_ROW = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT")
 _BACK_ROW = ("CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
-
-_PALETTE = (  # colours of OCC3D_CLASSES
-    (60, 60, 60),
-    (255, 120, 50),
-    (255, 192, 203),
-    (255, 255, 0),
-    (0, 150, 245),
-    (0, 255, 255),
-    (200, 180, 0),
-    (255, 0, 0),
-    (255, 240, 150),
-    (135, 60, 0),
-    (160, 32, 240),
-    (165, 125, 165),
-    (139, 137, 137),
-    (75, 0, 75),
-    (150, 200, 100),
-    (215, 215, 220),
-    (0, 130, 0),
-    (255, 255, 255),
-)
-
 _EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
+
+GALLERY_SEEDS = (11, 13, 17, 18, 21)
+"""Balanced worlds that show every class, excavators among them, from nearby."""
+
+_LETTERS = "ABCDEFGH"
+_INKS: tuple[Colour, ...] = (  # of the sentences, in order
+    (255, 20, 147),
+    (30, 144, 255),
+    (255, 140, 0),
+    (0, 190, 90),
+    (170, 80, 255),
+    (230, 190, 0),
+    (0, 190, 200),
+    (220, 60, 40),
+)
 
 
 def contact_sheet(
-    scenes: Sequence[LabelledScene], path: str | Path, *, boxes: bool = False, num_sentences: int = 5
+    scenes: Sequence[LabelledScene],
+    path: str | Path,
+    *,
+    gallery: Sequence[Simulation] = (),
+    num_sentences: int = 6,
 ) -> None:
-    """Write a PNG with one strip a scene; `boxes` outlines the objects in the images.
+    """Write a PNG with one strip a scene, and the classes close up as `gallery` shows them.
 
-    From above, x (ahead) is up and y (left) is left; the colour is that of the highest voxel's class, dots
-    are LiDAR points, numbers are rows of the labels as in the sentences below.
+    Each sentence has a letter and a colour, in which its objects are outlined in images and maps. From above,
+    x (ahead) is up and y (left) is left. The file is whole or absent; ValueError where it can't be written.
     """
-    strips = [_strip(scene, boxes=boxes, num_sentences=num_sentences) for scene in scenes]
-    width, height = max(strip.width for strip in strips), sum(strip.height + 8 for strip in strips)
-    sheet = Image.new("RGB", (width, height), "white")
+    parts = [_strip(scene, min(num_sentences, len(_INKS))) for scene in scenes]
+    width = max(part.width for part in parts)
+    text = _text_size(scenes[0])
+    parts.append(_legend(width, text))
+    if gallery:
+        parts.append(draw_gallery(gallery, width, rows=2, text=text))
+    sheet = Image.new("RGB", (width, sum(part.height + 8 for part in parts)), "white")
     top = 0
-    for strip in strips:
-        sheet.paste(strip, (0, top))
-        top += strip.height + 8
-    sheet.save(path)
+    for part in parts:
+        sheet.paste(part, (0, top))
+        top += part.height + 8
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    write_atomic(Path(path), buffer.getvalue())
 
 
-def _strip(labelled: LabelledScene, *, boxes: bool, num_sentences: int) -> Image.Image:
-    """One scene: images left, map right, sentences below."""
-    images = labelled.scene.reference.images.cpu()
+def gallery_scenes() -> tuple[Simulation, ...]:
+    """The scenes whose objects are shown close up, with images of twice the usual size; takes seconds."""
+    return tuple(
+        simulate_details(seed, balanced=True, image_size=(512, 1408), lidar=False) for seed in GALLERY_SEEDS
+    )
+
+
+def _text_size(labelled: LabelledScene) -> int:
+    """Height of letters that fits the size of the images, pixels."""
+    return max(8, round(20 * labelled.scene.rig.image_size[1] / 704))
+
+
+def _strip(labelled: LabelledScene, num_sentences: int) -> Image.Image:
+    """One scene: images left, maps right, sentences below."""
     height, width = labelled.scene.rig.image_size
-    side = 2 * height
-    sentences = labelled.queries[:num_sentences]
-    strip = Image.new("RGB", (3 * width + side, side + 15 * len(sentences) + 4), "white")
-    for camera in range(len(images)):
-        picture = Image.fromarray(images[camera].permute(1, 2, 0).contiguous().numpy())
-        if boxes:
-            _outline(picture, labelled, camera)
-        name = labelled.scene.rig.names[camera]
+    queries = labelled.queries[:num_sentences]
+    inks = {target: ink for query, ink in zip(queries, _INKS, strict=False) for target in query.targets}
+    names = labelled.scene.rig.names
+    side, text = 2 * height, _text_size(labelled)
+    line = round(1.35 * text)
+    strip = Image.new("RGB", (3 * width + 2 * side + 16, side + line * (len(queries) + 1) + 4), "white")
+    for camera, name in enumerate(names):
         row, order = (0, _FRONT_ROW) if name in _FRONT_ROW else (1, _BACK_ROW)
-        ImageDraw.Draw(picture).text((4, 2), name, fill="yellow")
+        picture = _picture(labelled, camera, queries, inks, text)
         strip.paste(picture, (order.index(name) * width, row * height))
-    strip.paste(_map(labelled, side), (3 * width, 0))
-    draw = ImageDraw.Draw(strip)
-    for line, query in enumerate(sentences):
-        targets = ", ".join(map(str, query.targets)) or "none"
-        draw.text((4, side + 2 + 15 * line), f"{query.text}  ->  {targets}", fill="black")
+    strip.paste(voxel_map(labelled, side), (3 * width + 8, 0))
+    strip.paste(point_map(labelled, side, inks), (3 * width + side + 16, 0))
+    draw, letters = ImageDraw.Draw(strip), font(text)
+    draw.text((4, side + 2), _summary(labelled), fill=(90, 90, 90), font=letters)
+    for row, (query, ink) in enumerate(zip(queries, _INKS, strict=False)):
+        top = side + 2 + line * (row + 1)
+        draw.text((4, top), _LETTERS[row], fill=ink, font=letters)
+        draw.text((4 + 2 * text, top), _told(labelled, query), fill="black", font=letters)
     return strip
 
 
-def _outline(picture: Image.Image, labelled: LabelledScene, camera: int) -> None:
-    """Draw the boxes of objects that are seen into one camera's image."""
+def _summary(labelled: LabelledScene) -> str:
+    """The name of a scene and what is in it."""
+    names = Counter(TALK2OCC_CLASSES[label] for label in labelled.labels.classes.tolist())
+    points = labelled.scene.reference.points
+    heard = f", {len(points)} LiDAR points" if points is not None else ""
+    objects = ", ".join(f"{count} {name}" for name, count in names.most_common())
+    return f"{labelled.scene.name}: {objects}{heard}; circles every 10 m"
+
+
+def _told(labelled: LabelledScene, query: GroundingQuery) -> str:
+    """A sentence and what it means."""
+    labels = labelled.labels
+    meant = [
+        f"{TALK2OCC_CLASSES[int(labels.classes[row])]} at {float(labels.boxes[row, :2].norm()):.0f} m"
+        for row in query.targets
+    ]
+    nothing = "no such object" + (", but one much like it" if query.near_miss else "")
+    return f"{query.text}   →   {', '.join(meant) or nothing}"
+
+
+def _picture(
+    labelled: LabelledScene,
+    camera: int,
+    queries: Sequence[GroundingQuery],
+    inks: dict[int, Colour],
+    text: int,
+) -> Image.Image:
+    """One camera's image with its name and the boxes that sentences mean, where they are seen."""
     rig, labels = labelled.scene.rig, labelled.labels
-    corners = box_corners(labels.boxes).reshape(-1, 3)
-    pixels, depth = project(
-        corners, rig.intrinsics[camera : camera + 1], rig.ego_from_camera[camera : camera + 1]
-    )
-    pixels, depth = pixels.view(-1, 8, 2).tolist(), depth.view(-1, 8)
-    draw = ImageDraw.Draw(picture)
-    for row, points in enumerate(pixels):
-        if depth[row].min() > 0.5 and labels.visibility[row] > 0.1:
-            for a, b in _EDGES:
-                draw.line([*points[a], *points[b]], fill=(255, 0, 160))
-            draw.text((points[0][0], points[0][1] - 10), str(row), fill=(255, 0, 160))
+    image = labelled.scene.reference.images[camera].cpu()
+    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    draw, letters = ImageDraw.Draw(picture), font(max(8, round(0.8 * text)))
+    for row, ink in inks.items():
+        place, depth = project(
+            box_corners(labels.boxes[[row]])[0], rig.intrinsics[[camera]], rig.ego_from_camera[[camera]]
+        )
+        points = [(float(x), float(y)) for x, y in place[0]]
+        if depth.min() < 0.5 or labels.visibility[row] < 0.1:
+            continue
+        for a, b in _EDGES:
+            draw.line([*points[a], *points[b]], fill=ink)
+        tags = " ".join(_LETTERS[i] for i, query in enumerate(queries) if row in query.targets)
+        x, y = min(p[0] for p in points), min(p[1] for p in points)
+        draw.text((x, y - 1.1 * text), tags, fill=ink, font=letters, stroke_width=1, stroke_fill="white")
+    draw.text((4, 2), rig.names[camera], fill="yellow", font=letters, stroke_width=1, stroke_fill="black")
+    return picture
 
 
-def _map(labelled: LabelledScene, side: int) -> Image.Image:
-    """Voxels, LiDAR points and boxes from above, `side` pixels wide and high."""
-    grid, labels = labelled.scene.grid, labelled.labels
-    semantics = labels.semantics.cpu().long()
-    layers = torch.arange(1, grid.shape[2] + 1) * (semantics != FREE)
-    top = layers.amax(-1)  # [X, Y], 0 where all is free
-    colour = torch.tensor(_PALETTE)[semantics.gather(2, (top - 1).clamp(min=0)[..., None])[..., 0]]
-    shade = 0.6 + 0.4 * top / grid.shape[2]
-    picture = (colour * shade[..., None]).where(top[..., None] > 0, torch.tensor(255.0)).byte()
-    canvas = Image.fromarray(picture.flip(0, 1).contiguous().numpy())
-    canvas = canvas.resize((side, side), Image.Resampling.NEAREST)
-    draw = ImageDraw.Draw(canvas)
-
-    def place(points: Tensor) -> list[tuple[float, float]]:
-        low, extent = grid.origin, [grid.voxel_size * n for n in grid.shape]
-        right = 1 - (points[:, 1] - low[1]) / extent[1]
-        down = 1 - (points[:, 0] - low[0]) / extent[0]
-        return [(float(x), float(y)) for x, y in zip(right * side, down * side, strict=True)]
-
-    if labelled.scene.reference.points is not None:
-        draw.point(place(labelled.scene.reference.points[::4, :2].cpu()), fill=(30, 30, 30))
-    for row, corners in enumerate(box_corners(labels.boxes.cpu())[:, :4]):
-        ring = place(corners)
-        draw.polygon(ring, outline=(255, 0, 160))
-        name = TALK2OCC_CLASSES[int(labels.classes[row])]
-        draw.text((ring[0][0] + 2, ring[0][1] - 4), f"{row} {name}", fill=(180, 0, 110))
-    draw.polygon(place(torch.tensor([[3.0, 0.0], [-1.0, 0.9], [-1.0, -0.9]])), fill=(255, 0, 0))
+def _legend(width: int, text: int) -> Image.Image:
+    """The colours of the voxels' classes."""
+    canvas = Image.new("RGB", (width, 2 * round(1.5 * text)), "white")
+    draw, letters = ImageDraw.Draw(canvas), font(text)
+    left, top = 4, 2
+    for name, colour in zip(OCC3D_CLASSES[:-1], PALETTE, strict=False):
+        words = name.replace("_", " ")
+        room = 3 * text + round(letters.getlength(words))
+        if left + room > width:
+            left, top = 4, top + round(1.5 * text)
+        draw.rectangle((left, top, left + text, top + text), fill=colour)
+        draw.text((left + round(1.3 * text), top), words, fill="black", font=letters, anchor="lt")
+        left += room
     return canvas

@@ -1,6 +1,6 @@
 """Figures about simulated scenes: voxels a class, LiDAR points by distance, speed.
 
-Run as `python -m vlm_occ.data.simulator.report [--seeds N] [--keyframe FOLDER]`.
+Run as `python -m vlm_occ.data.simulator.report [--seeds N] [--kept FOLDER] [--keyframe FOLDER]`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import mean, median
 
@@ -20,9 +20,9 @@ from vlm_occ.data.simulator.objects import Solids
 from vlm_occ.data.simulator.rendering import camera_candidates, camera_lines
 from vlm_occ.data.simulator.rig import nuscenes_rig
 from vlm_occ.data.simulator.scanlines import cast
-from vlm_occ.data.simulator.scene import Simulation, simulate, simulate_details, split_seed
+from vlm_occ.data.simulator.scene import simulate, split_seed
 from vlm_occ.geometry import rotation_z
-from vlm_occ.types import FREE, TALK2OCC_CLASSES, CameraRig
+from vlm_occ.types import FREE, TALK2OCC_CLASSES, CameraRig, LabelledScene
 from vlm_occ.voxels import voxel_indices_in_box
 
 MEAN_VOXELS = (180, 32, 446, 54, 22, 22, 36, 95, 323, 772, 196, 206, 39, 56, 871)
@@ -32,11 +32,11 @@ DISTANCES = (0, 10, 20, 30, 40)
 """Borders of the distance bins, metres."""
 
 
-def voxel_table(simulations: Iterable[Simulation]) -> str:
+def voxel_table(scenes: Iterable[LabelledScene]) -> str:
     """Objects and mean non-free voxels in their boxes a class, under both rules, beside Table I."""
     counts: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for simulation in simulations:
-        labels, grid = simulation.labelled.labels, simulation.labelled.scene.grid
+    for scene in scenes:
+        labels, grid = scene.labels, scene.scene.grid
         filled = labels.semantics != FREE
         for label, box in zip(labels.classes.tolist(), labels.boxes, strict=True):
             inside = [
@@ -53,12 +53,11 @@ def voxel_table(simulations: Iterable[Simulation]) -> str:
     return "\n".join(lines)
 
 
-def point_table(simulations: Iterable[Simulation], keyframe: Path | None = None) -> str:
+def point_table(scenes: Iterable[LabelledScene], keyframe: Path | None = None) -> str:
     """Median LiDAR points in boxes that hold any, by class and distance, beside those of a real keyframe."""
     simulated: dict[tuple[str, int], list[int]] = defaultdict(list)
     real: dict[tuple[str, int], list[int]] = defaultdict(list)
-    for simulation in simulations:
-        labels = simulation.labelled.labels
+    for labels in (scene.labels for scene in scenes):
         for label, box, points in zip(labels.classes, labels.boxes, labels.num_points, strict=True):
             distance = int(box[:2].norm() // 10)
             simulated[TALK2OCC_CLASSES[int(label)], distance].append(int(points))
@@ -134,21 +133,35 @@ def _scattered(count: int, device: str) -> Solids:
     return Solids(*(value.to(device) for value in fields))
 
 
+def _scenes(count: int, kept: Path | None, *, balanced: bool = False) -> Iterator[LabelledScene]:
+    """Scenes of the training split, simulated, or the first of a folder that a training run keeps."""
+    if kept is not None:
+        from vlm_occ.data.store import load_scene_file
+
+        yield from (load_scene_file(path)[0] for path in sorted(kept.glob("*.safetensors"))[:count])
+        return
+    for index in range(count):
+        seed = split_seed("train", index)
+        yield simulate(seed, cameras=False, balanced=balanced, num_queries=0)
+
+
 def main() -> None:
     """Print the three tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=40, help="scenes to simulate")
+    parser.add_argument("--seeds", type=int, default=40, help="scenes of the tables; 0 for speed alone")
+    parser.add_argument("--kept", type=Path, help="folder of scenes (data.keep of a run) instead of new ones")
     parser.add_argument("--keyframe", type=Path, help="folder of the real keyframe")
+    parser.add_argument("--timed", type=int, default=20, help="scenes to time; 0 for none")
     parser.add_argument("--device", default="cpu")
-    arguments = parser.parse_args()
-    plain = [simulate_details(split_seed("train", index), cameras=False) for index in range(arguments.seeds)]
-    balanced = (
-        simulate_details(split_seed("train", index), cameras=False, balanced=True)
-        for index in range(arguments.seeds)
-    )
-    print("natural draws", voxel_table(plain), point_table(plain, arguments.keyframe), sep="\n")
-    print("balanced draws", voxel_table(balanced), sep="\n")
-    print(speed_table(20, device=arguments.device))
+    given = parser.parse_args()
+    if given.seeds:
+        plain = list(_scenes(given.seeds, given.kept))
+        print("natural draws" if given.kept is None else f"scenes of {given.kept}")
+        print(voxel_table(plain), point_table(plain, given.keyframe), sep="\n")
+    if given.seeds and given.kept is None:
+        print("balanced draws", voxel_table(_scenes(given.seeds, None, balanced=True)), sep="\n")
+    if given.timed:
+        print(speed_table(given.timed, device=given.device))
 
 
 if __name__ == "__main__":
