@@ -104,11 +104,19 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     simulate.add_argument("--scenes", type=int, required=True, help="how many scenes")
     simulate.add_argument("--seed", type=int, required=True)
     simulate.add_argument("--split", choices=("train", "val", "test"), help="default: dealt 80/10/10")
+    simulate.add_argument("--preview", action="store_true", help="also draw a contact sheet, DIR/preview.png")
+    _add_processes(simulate)
     talk2occ = kinds.add_parser("talk2occ", help="build the benchmark from nuScenes, Occ3D and Talk2Car")
     talk2occ.add_argument("--nuscenes", type=Path, required=True, metavar="DIR")
     talk2occ.add_argument("--occ3d", type=Path, required=True, metavar="DIR/gts")
     talk2occ.add_argument("--talk2car", type=Path, required=True, metavar="DIR/commands")
     talk2occ.add_argument("--out", type=Path, required=True, metavar="DIR")
+    _add_processes(talk2occ)
+
+
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+    """How many processes work at once."""
+    parser.add_argument("--processes", type=int, metavar="N", help="at most so many (default: one a core)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -148,11 +148,24 @@ def data(arguments: argparse.Namespace) -> None:
     if arguments.kind == "simulate":
         from vlm_occ.data.export import simulate_command
 
-        simulate_command(arguments.out, scenes=arguments.scenes, seed=arguments.seed, split=arguments.split)
+        simulate_command(
+            arguments.out,
+            scenes=arguments.scenes,
+            seed=arguments.seed,
+            split=arguments.split,
+            preview=arguments.preview,
+            processes=arguments.processes,
+        )
     else:
         from vlm_occ.data.talk2occ import talk2occ_command
 
-        talk2occ_command(arguments.nuscenes, arguments.occ3d, arguments.talk2car, arguments.out)
+        talk2occ_command(
+            arguments.nuscenes,
+            arguments.occ3d,
+            arguments.talk2car,
+            arguments.out,
+            processes=arguments.processes,
+        )
 
 
 def _load_scene(arguments: argparse.Namespace) -> Scene:

@@ -192,9 +192,10 @@ def _stamp(item: tuple[int, Split], settings: ExportSettings) -> dict[str, objec
 def _finished(out: Path, item: tuple[int, Split], settings: ExportSettings) -> bool:
     """Whether a scene was written by an earlier run with the same settings."""
     path = _fragment_path(out, item[0])
-    if not path.is_file():
+    try:
+        content = read_json(path)
+    except ValueError:  # missing, or damaged by a crash of the machine: it is written again
         return False
-    content = read_json(path)
     return isinstance(content, dict) and content.get("stamp") == _stamp(item, settings)
 
 
@@ -280,14 +281,15 @@ def simulate_command(
 ) -> ExportReport:
     """`vlm-occ data simulate`: write scenes and print what the folder holds.
 
-    `preview` also draws the first scenes on a contact sheet, `preview.png`.
+    `preview` also draws the first scenes and every class close up on a contact sheet, `preview.png`.
     """
     seeds, settings = deal(scenes, seed, split), settings or ExportSettings()
     report = export_scenes(out, seeds, settings=settings, processes=processes)
     if preview:
-        from vlm_occ.data.simulator.preview import contact_sheet
+        from vlm_occ.data.simulator import preview as sheet
 
-        contact_sheet([simulated(*item, settings) for item in seeds[:PREVIEW]], Path(out) / "preview.png")
+        shown = [simulated(*item, settings) for item in seeds[:PREVIEW]]
+        sheet.contact_sheet(shown, Path(out) / "preview.png", gallery=sheet.gallery_scenes())
     print(f"{report.written} scenes written, {report.kept} already there; {out} now holds:")
     print(f"{'split':<8}{'scenes':>8}{'commands':>10}{'queries':>9}")
     for name in SPLITS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -16,10 +17,11 @@ def write_atomic(path: Path, content: bytes) -> None:
             file.write(content)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise ValueError(
             f"can't write {path}: {error.strerror}; free the disk or choose another folder, and run the same "
-            "command again: finished scenes are kept"
+            "command again: what is finished is kept"
         ) from error
 
 
@@ -34,5 +36,7 @@ def read_json(path: Path) -> object:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing") from error
+    except OSError as error:
+        raise ValueError(f"can't read {path}: {error.strerror}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is truncated or not valid JSON ({error}); restore it") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -34,7 +35,7 @@ LABEL_FIELDS = tuple(field.name for field in dataclasses.fields(SceneLabels))
 
 
 def save_scene(item: LabelledScene, path: Path, *, facts: Sequence[ObjectFacts] = ()) -> None:
-    """Write a labelled scene, and a simulated one's facts, to `path`, at once or not at all."""
+    """Write a labelled scene, and a simulated one's facts, whole or not at all (ValueError)."""
     scene = item.scene
     tensors = {
         "intrinsics": scene.rig.intrinsics,
@@ -57,8 +58,16 @@ def save_scene(item: LabelledScene, path: Path, *, facts: Sequence[ObjectFacts] 
         "facts": [dataclasses.asdict(fact) for fact in facts],
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"scene": json.dumps(about)})
-    os.replace(temporary, path)
+    try:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"scene": json.dumps(about)})
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise ValueError(
+            f"can't write {path}: {error}; free the disk or choose another folder, and run the same command "
+            "again: finished scenes are kept"
+        ) from error
 
 
 class DamagedScene(ValueError):

@@ -135,8 +135,10 @@ def _process(out: Path, item: WorkItem) -> None:
 
 def _rows_of(out: Path, item: WorkItem) -> list[Record] | None:
     """The rows of a keyframe that an earlier run finished from the same input."""
-    path = _part_path(out, item.sample_token)
-    content = read_json(path) if path.is_file() else None
+    try:
+        content = read_json(_part_path(out, item.sample_token))
+    except ValueError:  # missing, or damaged by a crash of the machine: it is labelled again
+        return None
     if not isinstance(content, dict) or content.get("digest") != item.digest:
         return None
     return cast(list[Record], content["rows"])

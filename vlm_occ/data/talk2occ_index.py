@@ -28,7 +28,7 @@ configs:
     path: val.parquet
 - config_name: frames
   data_files:
-  - split: all
+  - split: frames
     path: frames.parquet
 ---
 # Talk2Occ, built by `vlm-occ data talk2occ`
