@@ -190,6 +190,17 @@ def subset(root: Path, version: str) -> Path:
     return root
 
 
+def test_hugging_face_datasets_reads_the_index(built, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    queries = datasets.load_dataset(str(built), cache_dir=str(tmp_path))
+    frames = datasets.load_dataset(str(built), "frames", split="frames", cache_dir=str(tmp_path))
+    for split in ("train", "val"):
+        own = rows_of(built, split)
+        assert [row["token"] for row in queries[split]] == [row["token"] for row in own]
+        assert queries[split][0]["voxels"] == own[0]["voxels"]
+    assert frames[0]["cameras"][0]["name"].startswith("CAM_") and len(frames) == 20
+
+
 def test_nuscenes_mini_keeps_the_commands_of_its_scenes(copy, tmp_path):
     summary = build(subset(copy, "v1.0-mini"), tmp_path / "index")
     assert summary["splits"] == {"train": 2, "val": 2}
