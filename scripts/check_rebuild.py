@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -21,12 +22,13 @@ from vlm_occ.voxels import voxels_in_box
 
 
 def mini(root: Path, scenes: int) -> Path:
-    """A root like nuScenes mini beside `root`: tables of its first scenes, all commands, no queries."""
+    """A root like nuScenes mini beside `root`: tables of scenes of every split, all commands, no queries."""
     out = root.parent / f"{root.name}-mini"
     (out / "v1.0-mini").mkdir(parents=True, exist_ok=True)
     (out / "commands").mkdir(exist_ok=True)
     tables = {path.stem: json.loads(path.read_text()) for path in (root / "v1.0-sim").glob("*.json")}
-    kept = {row["token"] for row in tables["scene"][:scenes]}
+    every = max(1, len(tables["scene"]) // scenes)  # they stand in the order of the splits
+    kept = {row["token"] for row in tables["scene"][::every][:scenes]}
     samples = {row["token"] for row in tables["sample"] if row["scene_token"] in kept}
     for name, rows in tables.items():
         rows = [row for row in rows if row.get("scene_token", next(iter(kept))) in kept]
@@ -115,6 +117,9 @@ def main() -> int:
     head = {
         "command": " ".join(sys.argv),
         "commit": commit.stdout.strip(),
+        "seed": given.seed,
+        "torch": torch.__version__,
+        "cores": os.cpu_count(),
         "seconds": seconds,
         "wrong": wrong,
     }

@@ -21,6 +21,7 @@ from test_export import SETTINGS, digests, fake_drive
 from vlm_occ.cli import main
 from vlm_occ.data import export, talk2occ
 from vlm_occ.data.export import ExportSettings, export_scenes, simulate_command
+from vlm_occ.data.nuscenes import NuScenesTables
 from vlm_occ.data.occ3d import read_labels
 from vlm_occ.data.simulator import preview
 from vlm_occ.data.talk2occ import build_talk2occ
@@ -75,6 +76,16 @@ def lose_box(path: Path) -> None:
 
 def lose_pose(path: Path) -> None:
     edit(path, lambda rows: rows[0].update(ego_pose_token="lost"))
+
+
+def test_sweeps_between_keyframes_and_their_poses_are_not_kept(copy: Path) -> None:
+    def add(rows: list) -> None:
+        rows.append(rows[0] | {"token": "between", "is_key_frame": False, "ego_pose_token": "between"})
+
+    known = {name: set(NuScenesTables(copy).table(name)) for name in ("sample_data", "ego_pose")}
+    for name in known:
+        edit(copy / "v1.0-sim" / f"{name}.json", add)
+    assert {name: set(NuScenesTables(copy).table(name)) for name in known} == known
 
 
 DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
@@ -213,10 +224,8 @@ def test_wrong_use_of_simulate_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(
-        export, "export_scenes", functools.partial(export_scenes, settings=SETTINGS, produce=fake_drive)
-    )
-    monkeypatch.setattr(export, "ExportSettings", lambda: None)
+    monkeypatch.setattr(export, "export_scenes", functools.partial(export_scenes, produce=fake_drive))
+    monkeypatch.setattr(export, "ExportSettings", lambda: SETTINGS)
     given = [word.format(file=tmp_path / "file") for word in words]
     defaults = ["--out", str(tmp_path / "out"), "--seed", "0"]
     assert said in error_of(["data", "simulate", *defaults, *given], capsys)

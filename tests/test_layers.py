@@ -19,6 +19,7 @@ LAYERS = {
         "train",
         "overfit",
         "latency",
+        "throughput",
         "run_check",
         "run_config",
         "run_log",

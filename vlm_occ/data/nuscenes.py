@@ -57,6 +57,9 @@ class NuScenesTables:
                 # Between two keyframes lie about ten sweeps of every sensor, which nothing here uses.
                 if name == "sample_data":
                     rows = [row for row in rows if row["is_key_frame"]]
+                elif name == "ego_pose":
+                    used = {row.get("ego_pose_token") for row in self.table("sample_data").values()}
+                    rows = [row for row in rows if row["token"] in used]
                 self._tables[name] = {row["token"]: row for row in rows}
             except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
                 raise ValueError(

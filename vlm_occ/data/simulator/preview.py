@@ -159,6 +159,6 @@ def _legend(width: int, text: int) -> Image.Image:
         if left + room > width:
             left, top = 4, top + round(1.5 * text)
         draw.rectangle((left, top, left + text, top + text), fill=colour)
-        draw.text((left + round(1.3 * text), top), words, fill="black", font=letters, anchor="lt")
+        draw.text((left + round(1.3 * text), top + text - 2), words, fill="black", font=letters, anchor="ls")
         left += room
     return canvas

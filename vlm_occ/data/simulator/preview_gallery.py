@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from vlm_occ.data.simulator.preview_maps import class_colour
 from vlm_occ.data.simulator.scene import Simulation
@@ -15,6 +17,9 @@ from vlm_occ.types import TALK2OCC_CLASSES
 MIN_VISIBILITY, MIN_PIXELS = 0.75, 24
 """A view is shown if this fraction of the object is visible and its longer side has so many pixels."""
 
+LARGE = 200
+"""Pixels from which on a larger view is not better."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -23,6 +28,7 @@ class View:
     label: int
     variant: str
     size: float  # pixels of the longer side
+    score: float  # larger is shown first: large, little hidden, seen from the side
     image: Image.Image
     frame: tuple[int, int, int, int]  # left, top, right, bottom of the square around it
 
@@ -45,8 +51,15 @@ def views_of(simulation: Simulation) -> list[View]:
             if size >= MIN_PIXELS:
                 frame = _square((low[row] + high[row]).tolist(), round(1.24 * size), width, height)
                 label, variant = int(labels.classes[row]), simulation.facts[row].variant
-                found.append(View(label, variant, size, image, frame))
+                score = min(size, LARGE) * float(labels.visibility[row]) ** 3 * _sideways(labels.boxes[row])
+                found.append(View(label, variant, size, score, image, frame))
     return found
+
+
+def _sideways(box: Tensor) -> float:
+    """From 0.4 for a box [7] whose front or back the vehicle sees to 1 for its side."""
+    bearing = torch.atan2(box[1], box[0])
+    return 0.4 + 0.6 * float((box[6] - bearing).sin().abs())
 
 
 def _square(twice_centre: list[float], side: int, width: int, height: int) -> tuple[int, int, int, int]:
@@ -58,10 +71,10 @@ def _square(twice_centre: list[float], side: int, width: int, height: int) -> tu
 
 
 def draw_gallery(simulations: Sequence[Simulation], width: int, *, rows: int, text: int) -> Image.Image:
-    """A column a class with its `rows` largest views, different kinds first; names `text` pixels high."""
+    """A column a class with its `rows` best views, different kinds first; names `text` pixels high."""
     tile = width // len(TALK2OCC_CLASSES)
     line = round(1.4 * text)
-    found = sorted((v for s in simulations for v in views_of(s)), key=lambda view: -view.size)
+    found = sorted((v for s in simulations for v in views_of(s)), key=lambda view: -view.score)
     canvas = Image.new("RGB", (tile * len(TALK2OCC_CLASSES), line + rows * (tile + line)), "white")
     draw, letters = ImageDraw.Draw(canvas), font(text)
     for label, name in enumerate(TALK2OCC_CLASSES):
