@@ -48,7 +48,7 @@ def views_of(simulation: Simulation) -> list[View]:
         image = Image.fromarray(images[camera].permute(1, 2, 0).contiguous().cpu().numpy())
         for row in (whole & (labels.visibility >= MIN_VISIBILITY)).nonzero()[:, 0].tolist():
             size = float((high[row] - low[row]).amax())
-            if size >= MIN_PIXELS:
+            if MIN_PIXELS <= size <= height:
                 frame = _square((low[row] + high[row]).tolist(), round(1.24 * size), width, height)
                 label, variant = int(labels.classes[row]), simulation.facts[row].variant
                 score = min(size, LARGE) * float(labels.visibility[row]) ** 3 * _sideways(labels.boxes[row])
