@@ -11,8 +11,9 @@ from accelerate import Accelerator
 
 from vlm_occ.config import TrainConfig
 from vlm_occ.run_config import check_config
+from vlm_occ.run_model import initial_model, trainable
 from vlm_occ.run_scenes import Scenes, StepScenes, open_source, step_loader
-from vlm_occ.train import TrainingModule, initial_model, optimizer_step, trainable
+from vlm_occ.train import TrainingModule, optimizer_step
 from vlm_occ.types import LabelledScene
 
 WARM_UP = 2
