@@ -16,6 +16,8 @@ LAYERS = {
     3: ("models",),
     4: (
         "objectives",
+        "objectives_spatial",
+        "cut3r_training",
         "train",
         "overfit",
         "latency",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from vlm_occ.cli import main
+from vlm_occ.data.scenes import load_scene
 from vlm_occ.data.video import is_calibrated, read_video, sample_indices, video_scene
 from vlm_occ.types import CameraRig
 
@@ -149,3 +153,38 @@ def test_a_video_scene_has_one_camera_a_clock_and_no_calibration(tmp_path: Path)
     assert not is_calibrated(scene.rig)
     known = CameraRig(("A",), torch.eye(3)[None], torch.eye(4)[None], (48, 64))
     assert is_calibrated(known)
+
+
+def test_a_folder_of_pictures_is_a_scene_of_all_its_frames_and_a_keyframe_folder_is_none(
+    tmp_path: Path, keyframe_folder: Path
+) -> None:
+    for index in range(4):
+        _grey(index).save(tmp_path / f"{index}.png")
+    scene = load_scene(tmp_path)
+    assert len(scene.frames) == 4 and not is_calibrated(scene.rig) and scene.name == tmp_path.name
+    assert len(load_scene(tmp_path, num_frames=2).frames) == 2
+    assert is_calibrated(load_scene(keyframe_folder).rig)
+    with pytest.raises(ValueError, match="leave --cameras out"):
+        load_scene(tmp_path, cameras=["CAM_FRONT"])
+
+
+def test_the_command_line_locates_and_asks_about_a_video_and_says_why_it_grounds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tiny_models import save_tiny_llava
+    from tiny_spatial import tiny
+
+    from vlm_occ.models.adapter import VLMOcc
+
+    (tmp_path / "clip").mkdir()
+    for index in range(3):
+        _grey(60 * index).save(tmp_path / "clip" / f"{index}.png")
+    model = tiny(save_tiny_llava(tmp_path / "base"))
+    monkeypatch.setattr(VLMOcc, "from_pretrained", lambda name, device=None: model)
+    lines = "locate I am standing in the hall\nask what is there?\nground the chair\nhistory\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    assert main(["chat", str(tmp_path / "clip")]) == 0
+    streams = capsys.readouterr()
+    assert re.search(r"at x -?\d+\.\d m \(\+- \d+\.\d\), y .* facing -?\d\.\d\d rad", streams.out)
+    assert "grounding needs a pose source" in streams.err
+    assert "locate: I am standing in the hall -> " in streams.out

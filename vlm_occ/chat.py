@@ -25,6 +25,15 @@ class Answerer(Protocol):
 
 
 @runtime_checkable
+class SituatedAnswerer(Protocol):
+    """A model that answers from where somebody stands."""
+
+    def ask(self, state: SceneState, question: str, *, situation: str | Situation | None = None) -> str:
+        """Words about the scene, from a situation."""
+        ...
+
+
+@runtime_checkable
 class Locator(Protocol):
     """A model with a situation head."""
 
@@ -49,6 +58,7 @@ class Chat:
     model: Answerer
     state: SceneState
     turns: list[Turn] = field(default_factory=list)
+    situation: Situation | None = None  # the one that was located last
 
     @property
     def history(self) -> tuple[tuple[str, str], ...]:
@@ -61,9 +71,19 @@ class Chat:
         self.turns.append(Turn("ground", query, result.text))
         return result
 
-    def ask(self, question: str) -> str:
-        """The model's words about the scene, with the conversation so far in mind."""
-        answer = self.model.ask(self.state, self.in_context(question))
+    def ask(self, question: str, *, situation: str | Situation | None = None) -> str:
+        """The model's words about the scene, with the conversation so far in mind.
+
+        Asked from `situation`, a description or what `locate` found; else from where `locate` found somebody
+        last; else from no particular place.
+        """
+        place = self.situation if situation is None else situation
+        if place is None:
+            answer = self.model.ask(self.state, self.in_context(question))
+        elif isinstance(self.model, Locator) and isinstance(self.model, SituatedAnswerer):
+            answer = self.model.ask(self.state, self.in_context(question), situation=place)
+        else:
+            raise ValueError("this model has no situation head, so it can't answer from a situation")
         self.turns.append(Turn("ask", question, answer))
         return answer
 
@@ -77,6 +97,7 @@ class Chat:
         if not isinstance(self.model, Locator):
             raise ValueError("this model has no situation head, so it can't locate; use ground or ask")
         situation = self.model.locate(self.state, description)
+        self.situation = situation
         x, y = situation.position.tolist()
         self.turns.append(Turn("locate", description, f"at x {x:.1f} m, y {y:.1f} m"))
         return situation
@@ -84,3 +105,4 @@ class Chat:
     def forget(self) -> None:
         """Start afresh on the same scene."""
         self.turns.clear()
+        self.situation = None

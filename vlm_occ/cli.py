@@ -19,7 +19,7 @@ from typing import NoReturn
 from vlm_occ import commands
 from vlm_occ.commands import one_line
 
-SCENE_HELP = "a keyframe folder, sim:SEED or nuscenes:ROOT:SAMPLE_TOKEN"
+SCENE_HELP = "a keyframe folder, sim:SEED, nuscenes:ROOT:SAMPLE_TOKEN, a video file or folder of pictures"
 
 
 class Parser(argparse.ArgumentParser):
@@ -76,6 +76,11 @@ def build_parser() -> Parser:
     evaluate.add_argument("--split", choices=("train", "calibration", "val", "test"), default="val")
     evaluate.add_argument("--scenes", type=int, default=200, help="simulated scenes")
     evaluate.add_argument("--out", type=Path, required=True, help="file of the results, JSON")
+    evaluate.add_argument("--spatial", action="store_true", help="situations, layout and questions instead")
+    evaluate.add_argument(
+        "--ablation", nargs="*", default=[], metavar="STEP=MODEL", help="with --spatial: other models"
+    )
+    evaluate.add_argument("--keep", metavar="DIR", help="with --spatial: keep simulated scenes here")
 
     commands.add_parser("doctor", help="what is installed, what runs, what is missing and how to mend it")
     return parser
@@ -92,7 +97,7 @@ def _add_sensors(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cameras", metavar="NAMES", help="use only these, separated by commas; or none")
     parser.add_argument("--no-lidar", action="store_true", help="leave the LiDAR out")
     parser.add_argument(
-        "--frames", type=int, default=commands.NUM_FRAMES, help="at most so many (default %(default)s)"
+        "--frames", type=int, help=f"at most so many (default {commands.NUM_FRAMES}; 32 of a video)"
     )
 
 
@@ -181,6 +186,8 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> None:
             from vlm_occ.eval.calibration import calibrate_command
 
             calibrate_command(arguments.model, arguments.out, scenes=arguments.scenes, half=arguments.half)
+        case "eval" if arguments.spatial:
+            commands.evaluate_spatial(arguments)
         case "eval":
             from vlm_occ.eval.report import evaluate_command
 

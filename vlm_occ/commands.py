@@ -137,8 +137,8 @@ def answer_line(chat: Chat, line: str) -> str:
             return chat.ask(check_query(rest))
         case "locate":
             place = chat.locate(check_query(rest))
-            x, y = place.position.tolist()
-            return f"at x {x:.1f} m, y {y:.1f} m, facing {place.yaw:.2f} rad"
+            (x, y), (dx, dy) = place.position.tolist(), place.position_std.tolist()
+            return f"at x {x:.1f} m (+- {dx:.1f}), y {y:.1f} m (+- {dy:.1f}), facing {place.yaw:.2f} rad"
         case _:
             return as_text(chat.ground(check_query(rest if word == "ground" and rest else line)))
 
@@ -168,15 +168,37 @@ def data(arguments: argparse.Namespace) -> None:
         )
 
 
+def evaluate_spatial(arguments: argparse.Namespace) -> None:
+    """`vlm-occ eval --spatial`."""
+    if arguments.data != "sim":
+        raise ValueError(f"--data {arguments.data} with --spatial, expected sim")
+    steps = [step.partition("=") for step in arguments.ablation]
+    if odd := [step for step, equals, model in steps if not (equals and model)]:
+        raise ValueError(f"--ablation {odd[0]!r}, expected STEP=MODEL, such as situation=runs/a/final")
+    from vlm_occ.eval.spatial_report import spatial_command
+
+    spatial_command(
+        arguments.model,
+        arguments.split,
+        arguments.out,
+        scenes=arguments.scenes,
+        ablation={step: model for step, _, model in steps},
+        folder=arguments.keep,
+    )
+
+
 def _load_scene(arguments: argparse.Namespace) -> Scene:
     """The scene of the command line, with the sensors that it keeps."""
-    from vlm_occ.data.scenes import load_scene
+    from vlm_occ.data.scenes import is_video, load_scene
 
     cameras = None
     if arguments.cameras is not None:
         cameras = [name for name in arguments.cameras.replace(" ", ",").split(",") if name and name != "none"]
     lidar = not arguments.no_lidar
-    return load_scene(arguments.scene, cameras=cameras, lidar=lidar, num_frames=arguments.frames)
+    frames = arguments.frames
+    if frames is None and not is_video(arguments.scene):
+        frames = NUM_FRAMES
+    return load_scene(arguments.scene, cameras=cameras, lidar=lidar, num_frames=frames)
 
 
 def _load_model(arguments: argparse.Namespace) -> VLMOcc:

@@ -45,14 +45,25 @@ class LoraSettings:
 
 
 @dataclass(frozen=True)
+class SpatialConfig:
+    """The heads of Loc3R-VLM (3.2, 3.3): layout, position and orientation."""
+
+    scale: float = 10.0  # metres, about the spread of positions; a head's unit
+    bins: int = 36  # of the orientation
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Everything that is needed to build a `VLMOcc` before its weights are loaded."""
 
     base: str = "nano"  # "nano", a local folder, or a Hub id
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    pose_source: Literal["known", "learned", "none"] = "known"
+    pose_source: Literal["known", "learned", "cut3r", "none"] = "known"
+    cut3r: str | None = None  # CUT3R's weights, for pose_source "cut3r"
     vlm_frames: int = 1  # how many of a scene's latest frames the VLM sees; the voxel encoder sees them all
     lora: LoraSettings | None = field(default_factory=LoraSettings)
+    full_language: bool = False  # train the whole language model, as the paper; then without `lora`
+    spatial: SpatialConfig | None = None  # layout, situations and questions from them
     perception: PerceptionConfig = field(default_factory=PerceptionConfig)
     head_width: int = 256
     fusion_layers: int = 3  # of the decoder in which words meet voxel tokens; 0: the state points alone
@@ -138,6 +149,8 @@ class DataConfig:
     keep: str | None = None  # folder in which simulated scenes are kept between epochs and runs
     num_frames: int = 2
     queries: int = 48  # sentences written for each scene; a step draws from them
+    situations: int = 0  # described situations written for each scene (model.spatial)
+    questions: int = 0  # spatial questions written for each scene (model.spatial)
     balanced: bool = True  # classes about equally often, instead of Table I's frequencies
     augment: bool = True
     drop_sensor: float = 0.15  # chance that the LiDAR or the cameras of a scene are left out
@@ -160,6 +173,7 @@ class TrainConfig:
     scenes_per_step: int = 1  # scenes of one process in one forward
     accumulation: int = 1  # forwards per optimiser step
     queries_per_scene: int = 16
+    turns_per_scene: int = 0  # situations and questions of a scene in a step (model.spatial)
     perception_rate: float = 1e-3
     head_rate: float = 1e-3
     input_rate: float = 2e-4  # what is spliced into the language model: projectors, token rows

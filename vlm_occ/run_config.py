@@ -18,6 +18,15 @@ def check_config(config: TrainConfig) -> None:
     for name in ("steps", "scenes_per_step", "accumulation", "save_every", "keep_checkpoints", "log_every"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} = {getattr(config, name)}, expected at least 1")
+    model, turns = config.model, config.turns_per_scene
+    if turns and model.spatial is None:
+        raise ValueError(
+            f"turns_per_scene = {turns}, but the model has no heads for them; give model.spatial"
+        )
+    if model.full_language and model.lora is not None:
+        raise ValueError(
+            "model.full_language trains the whole language model; set model.lora: null beside it"
+        )
     if not 0 <= config.ema < 1:
         raise ValueError(f"ema = {config.ema}, expected 0 (no average) to below 1, such as 0.999")
 

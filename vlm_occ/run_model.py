@@ -16,9 +16,10 @@ from vlm_occ.models.checkpoint import (
     model_state,
     read_shards,
 )
+from vlm_occ.models.widen import widened
 
-UNUSED_BY_LANGUAGE = ("pose.", "joint.", "mask.", "box.")
-"""Modules that stage "language" does not run: it sees no picture and decodes no object."""
+UNUSED_BY_LANGUAGE = ("pose.", "joint.", "mask.", "box.", "spatial.")
+"""Modules that stage "language" does not run: it sees no picture, decodes no object and places nobody."""
 
 
 def initial_model(config: TrainConfig) -> VLMOcc:
@@ -26,7 +27,7 @@ def initial_model(config: TrainConfig) -> VLMOcc:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # of LoRA's first weights
         if config.init:
-            model = load_checkpoint(config.init)
+            model = widened(load_checkpoint(config.init), config.model, seed=config.seed)
         else:
             model = VLMOcc.from_config(config.model, seed=config.seed)
     if config.trunk:
@@ -54,7 +55,9 @@ def trainable(model: VLMOcc, config: TrainConfig) -> list[dict[str, Any]]:
             groups["perception"].append(parameter)
         elif name.startswith("backbone."):
             parameter.requires_grad_(parameter.requires_grad and config.stage != "perception")
-            groups["lora" if "lora_" in name else "input"].append(parameter)
+            language = ".language_model." in name or ".lm_head." in name  # LoRA's weights, or all of it
+            rows = "trainable_tokens" in name
+            groups["lora" if language and not rows else "input"].append(parameter)
         else:
             unused = config.stage == "language" and name.startswith(UNUSED_BY_LANGUAGE)
             parameter.requires_grad_(config.stage != "perception" and not unused)

@@ -37,6 +37,17 @@ def draw_queries(
     return replace(item, queries=tuple(queries))
 
 
+def draw_turns(item: LabelledScene, count: int, bits: torch.Generator) -> LabelledScene:
+    """The scene with `count` of its situations and questions, as likely one as the other."""
+    number = len(item.situations)
+    order = torch.randperm(number + len(item.questions), generator=bits)[:count].tolist()
+    return replace(
+        item,
+        situations=tuple(item.situations[index] for index in order if index < number),
+        questions=tuple(item.questions[index - number] for index in order if index >= number),
+    )
+
+
 @dataclass(frozen=True)
 class StepScenes:
     """The scenes of one process by the number of its forward: a function of the seed and that alone."""
@@ -64,6 +75,8 @@ class StepScenes:
         renews = isinstance(source, SimulatedScenes | MixedScenes)  # an epoch has sentences of its own
         fresh = epoch * len(source) if renews else 0
         item = draw_queries(source[fresh + index], config.queries_per_scene, config.language_share, bits)
+        if config.turns_per_scene:
+            item = draw_turns(item, config.turns_per_scene, bits)
         if not config.data.augment:
             return item
         turn = 20.0 if config.stage == "perception" else 2.0  # large turns would make sentences untrue
@@ -126,6 +139,9 @@ def open_simulated(config: TrainConfig) -> SimulatedScenes:
             max(config.model.perception.camera_frames, config.model.vlm_frames), data.num_frames
         ),
         num_queries=0 if config.stage == "perception" else data.queries,
+        num_situations=data.situations,
+        num_questions=data.questions,
+        views=config.model.spatial is not None and config.stage != "perception",
         balanced=data.balanced,
         folder=Path(data.keep) if data.keep else None,
         first=data.first_scene,

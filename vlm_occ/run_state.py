@@ -163,6 +163,22 @@ def load_optimizer(state: TrainingState, run: RunParts) -> None:
     run.optimizer.load_state_dict(plain)
 
 
+def average(averaged: dict[str, Tensor], model: VLMOcc, decay: float) -> None:
+    """Exponential moving average of the trained weights."""
+    if averaged:
+        parameters = dict(model.named_parameters())
+        for name, value in averaged.items():
+            value.lerp_(parameters[name].detach(), 1 - decay)
+
+
+def restore_average(averaged: dict[str, Tensor], model: VLMOcc) -> None:
+    """Put the averaged weights into the model."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in averaged.items():
+            parameters[name].copy_(value)
+
+
 def shared_like(value: Tensor, parameter: Tensor) -> Tensor:
     """This process's part of a whole tensor, where `parameter` is distributed."""
     if not isinstance(parameter, DTensor):

@@ -22,6 +22,7 @@ from vlm_occ.models.batch import Batch, GroundingOutput, make_batch
 from vlm_occ.models.checkpoint import load_model_state, save_checkpoint
 from vlm_occ.models.label_tokens import label_tokens
 from vlm_occ.models.perception import PerceptionOutput
+from vlm_occ.models.spatial_batch import keep_clips, make_spatial_batch, without_pictures
 from vlm_occ.objectives import (
     GROUNDING_WEIGHTS,
     PERCEPTION_WEIGHTS,
@@ -31,16 +32,19 @@ from vlm_occ.objectives import (
     pointer_terms,
     weighted_sum,
 )
+from vlm_occ.objectives_spatial import SPATIAL_WEIGHTS, spatial_terms
 from vlm_occ.run_config import check_config, keep_config, overridden, tell_deepspeed
 from vlm_occ.run_log import Log, draw_samples
 from vlm_occ.run_model import initial_model, recompute_activations, trainable
 from vlm_occ.run_scenes import Scenes, StepScenes, open_source, step_loader
 from vlm_occ.run_state import (
     RunParts,
+    average,
     load_optimizer,
     load_weights,
     make_shardable,
     newest_state,
+    restore_average,
     run_weights,
     save_training_state,
     weight_names,
@@ -59,6 +63,7 @@ class TrainingModule(nn.Module):
         super().__init__()
         self.model, self.config = model, config
         self.cache: dict[str, PerceptionOutput] = {}
+        keep_clips(model, keep=not config.data.augment)
         layers = cast(Any, model.backbone.model).model.language_model.layers
         self._no_split_modules = [type(layers[0]).__name__]  # what accelerate shards one by one under FSDP
 
@@ -76,16 +81,19 @@ class TrainingModule(nn.Module):
             output = model.perception(inputs.to(model.device), extra_voxels=occupied(labels))
             terms, weights = perception_terms(output, labels, model.perception.grid), PERCEPTION_WEIGHTS
         else:
-            batch = make_batch(scenes, model.config)
+            batch = make_spatial_batch(scenes, model.config)
             batch = replace(
                 batch,
                 inputs=batch.inputs.to(model.device),
                 boxes=tuple(item.boxes for item in labels),
             )
             if stage == "grounding" and float(torch.rand(())) < self.config.data.drop_vlm_frames:
-                batch = replace(batch, frames=tuple(frames.none() for frames in batch.frames))
+                batch = without_pictures(batch)
             output = self._ground(scenes, batch, labels)
             terms, weights = grounding_terms(model, output, batch, labels), dict(GROUNDING_WEIGHTS)
+            if output.spatial is not None:
+                terms.update(spatial_terms(model, output.spatial, batch))
+                weights.update(SPATIAL_WEIGHTS)
             if stage == "joint":
                 terms.update(perception_terms(output.perception, labels, model.perception.grid))
                 weights.update(PERCEPTION_WEIGHTS)
@@ -256,22 +264,6 @@ def optimizer_step(
     names = sorted(sums)
     means = accelerator.reduce(torch.tensor([sums[n] for n in names], device=accelerator.device), "mean")
     return {**dict(zip(names, torch.as_tensor(means).tolist(), strict=True)), "norm": norm}
-
-
-def average(averaged: dict[str, Tensor], model: VLMOcc, decay: float) -> None:
-    """Exponential moving average of the trained weights."""
-    if averaged:
-        parameters = dict(model.named_parameters())
-        for name, value in averaged.items():
-            value.lerp_(parameters[name].detach(), 1 - decay)
-
-
-def restore_average(averaged: dict[str, Tensor], model: VLMOcc) -> None:
-    """Put the averaged weights into the model."""
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in averaged.items():
-            parameters[name].copy_(value)
 
 
 def train_command(config_path: str, overrides: dict[str, str]) -> None:

@@ -173,6 +173,7 @@ class Situation:
     position_std: Tensor  # [2] metres
     yaw: float  # radians
     yaw_probabilities: Tensor  # [B] over orientation bins from -pi
+    text: str = ""  # the description that it was found from; "" where there was none
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,37 @@ class SituationQuery:
     lexicon: Literal["train", "heldout"] = "train"
 
 
+NO_SITUATION = "I am standing in the room"
+"""The situation of a question that comes without one (Loc3R-VLM 4.1)."""
+
+
+@dataclass(frozen=True)
+class SpatialQuestion:
+    """One question about a scene, with the situation that it is asked from."""
+
+    identifier: str
+    scene: str
+    question: str
+    answers: tuple[str, ...]  # every right answer; empty in a hidden test set
+    category: str  # the data set's own name of the kind of question; "" where it has none
+    situation: str = NO_SITUATION
+    position: tuple[float, float, float] | None = None  # where the situation is, metres
+    yaw: float | None = None  # where it looks, radians about z
+    options: tuple[str, ...] = ()  # of a multiple choice, as "A. left"
+    object_names: tuple[str, ...] = ()  # what it is about, where the file says so
+    lexicon: Literal["train", "heldout"] = "train"
+
+
+@dataclass(frozen=True)
+class SceneDepth:
+    """What the cameras' pixels are away, for the latest of a scene's frames; the images' own resolution
+    does not matter.
+    """
+
+    depth: Tensor  # [T, V, h, w] metres along the optical axis; infinite or 0 where there is none
+    intrinsics: Tensor  # [T, V, 3, 3] of these depth images (pixel i covers [i, i + 1))
+
+
 @dataclass(frozen=True)
 class LabelledScene:
     """A scene with its truth and its sentences: what training and evaluation read."""
@@ -194,6 +226,17 @@ class LabelledScene:
     labels: SceneLabels
     queries: tuple[GroundingQuery, ...] = ()
     situations: tuple[SituationQuery, ...] = ()
+    questions: tuple[SpatialQuestion, ...] = ()
+    depth: SceneDepth | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where what each vision token sees lies from above, reference ego frame (Loc3R-VLM 3.2)."""
+
+    position: Tensor  # [N, 2] metres, frame by frame, row by row
+    position_std: Tensor  # [N, 2] metres
+    grids: tuple[tuple[int, int], ...]  # rows and columns of each frame's tokens
 
 
 @dataclass(frozen=True)
@@ -209,6 +252,9 @@ class SceneState:
     token_labels: Tensor  # long [N], most likely class in TALK2OCC_CLASSES
     token_states: Tensor  # [N, W], what the heads know of the voxel tokens
     language: object  # the backbone's PrefixState: key/value cache and next position
+    calibrated: bool = True  # False: a plain video, of which nothing can be grounded
+    reference_from_first: Tensor | None = None  # [4, 4] from the first view's level frame (Loc3R-VLM 3.2)
+    layout: Layout | None = None  # None without a layout head or without images
 
 
 @dataclass(frozen=True)

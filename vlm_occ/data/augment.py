@@ -10,6 +10,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from vlm_occ.config import DataConfig
+from vlm_occ.data.augment_spatial import (
+    crop_depth,
+    latest,
+    mirror_depth,
+    mirror_questions,
+    scale_depth,
+    turn_questions,
+)
 from vlm_occ.geometry import box_corners, invert_rigid, project, rigid, rotation_z, wrap_angle
 from vlm_occ.types import FREE, CameraRig, Frame, LabelledScene, Scene, SceneLabels, VoxelGrid
 
@@ -40,8 +48,7 @@ def augment(
             item = mirror(item)
         yaw = math.radians(turn) * (2 * draw[1] - 1)
         item = turn_and_scale(item, yaw, 1 + scale * (2 * draw[2] - 1))
-    frames = item.scene.frames[-(1 + int(draw[3] * len(item.scene.frames))) :]  # one to all frames
-    item = replace(item, scene=replace(item.scene, frames=frames))
+    item = latest(item, 1 + int(draw[3] * len(item.scene.frames)))  # one to all frames
     if draw[4] < data.drop_sensor:
         item = drop_sensor(item, lidar=draw[5] < 0.5)
     if len(item.scene.reference.images):
@@ -74,7 +81,7 @@ def drop_sensor(item: LabelledScene, *, lidar: bool) -> LabelledScene:
         mask_camera=torch.zeros_like(labels.mask_camera),
         visibility=torch.zeros_like(labels.visibility),
     )
-    return replace(item, scene=without_cameras(scene), labels=unseen)
+    return replace(item, scene=without_cameras(scene), labels=unseen, depth=None)
 
 
 def mirror(item: LabelledScene) -> LabelledScene:
@@ -117,7 +124,8 @@ def mirror(item: LabelledScene) -> LabelledScene:
         replace(s, text=flip_text(s.text), position=(s.position[0], -s.position[1]), yaw=-s.yaw)
         for s in item.situations
     )
-    return LabelledScene(replace(scene, rig=rig, frames=frames), labels, queries, situations)
+    mirrored = LabelledScene(replace(scene, rig=rig, frames=frames), labels, queries, situations)
+    return replace(mirrored, questions=mirror_questions(item.questions), depth=mirror_depth(item.depth))
 
 
 def turn_and_scale(item: LabelledScene, yaw: float, scale: float) -> LabelledScene:
@@ -145,7 +153,9 @@ def turn_and_scale(item: LabelledScene, yaw: float, scale: float) -> LabelledSce
         for s in item.situations
     )
     moved = replace(scene, rig=rig, frames=_move_frames(scene, linear))
-    return LabelledScene(moved, labels, item.queries, situations)
+    turned = replace(item, scene=moved, labels=labels, situations=situations)
+    questions = turn_questions(item.questions, yaw, scale)
+    return replace(turned, questions=questions, depth=scale_depth(item.depth, scale))
 
 
 def resample(labels: SceneLabels, grid: VoxelGrid, linear: Tensor) -> SceneLabels:
@@ -223,7 +233,8 @@ def crop_cameras(item: LabelledScene, factor: float, place: float) -> LabelledSc
         rig = replace(rig, intrinsics=intrinsics)
         frames.append(replace(frame, images=images))
     labels = shown(item.labels, scene.grid, rig)
-    return replace(item, scene=replace(scene, rig=rig, frames=tuple(frames)), labels=labels)
+    cropped = replace(item, scene=replace(scene, rig=rig, frames=tuple(frames)), labels=labels)
+    return replace(cropped, depth=crop_depth(item.depth, factor, place))
 
 
 def shown(labels: SceneLabels, grid: VoxelGrid, rig: CameraRig) -> SceneLabels:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlm_occ.data.keyframe import choose_cameras, load_keyframe
+from vlm_occ.data.video import DEFAULT_FRAMES, PICTURE_ENDINGS, VIDEO_ENDINGS, read_video, video_scene
 from vlm_occ.types import CameraRig, Scene
 
 DEMO_SEED = 6
@@ -17,27 +18,56 @@ MAX_WORDS, MAX_CHARACTERS = 200, 2000
 
 
 def load_scene(
-    spec: str | Path, *, cameras: Sequence[str] | None = None, lidar: bool = True, num_frames: int = 1
+    spec: str | Path,
+    *,
+    cameras: Sequence[str] | None = None,
+    lidar: bool = True,
+    num_frames: int | None = None,
 ) -> Scene:
     """The scene that `spec` names, with at most `num_frames` frames (a keyframe folder has one).
 
-    `spec`: a keyframe folder, `sim:SEED` or `nuscenes:ROOT:SAMPLE_TOKEN`. `cameras` keeps only
-    these, `lidar=False` leaves the LiDAR out. Raises ValueError for an unknown scene or camera, damaged
+    By default that is 1 frame, and 32 of a plain video.
+
+    `spec`: a keyframe folder, `sim:SEED`, `nuscenes:ROOT:SAMPLE_TOKEN`, or a plain video (a file or a folder of
+    pictures), whose frames are spread over its whole length. `cameras` keeps only these, `lidar=False` leaves the LiDAR out. Raises ValueError for an unknown scene or camera, damaged
     data, or no sensor at all.
     """
     text = str(spec)
+    if num_frames is None:
+        num_frames = DEFAULT_FRAMES if is_video(text) else 1
     if num_frames < 1:
         raise ValueError(f"num_frames = {num_frames}, expected at least 1")
     if text.startswith("sim:"):
         return select_sensors(_simulated(text, num_frames), cameras=cameras, lidar=lidar)
+    if is_video(text):
+        return _video(text, cameras=cameras, num_frames=num_frames)
     if text.startswith("nuscenes:"):
         return _nuscenes(text, cameras=cameras, lidar=lidar, num_frames=num_frames)
     if not Path(text).is_dir():
         raise ValueError(
-            f"scene {text!r} is no folder; give a keyframe folder, sim:SEED (such as sim:{DEMO_SEED}) or "
-            "nuscenes:ROOT:SAMPLE_TOKEN"
+            f"scene {text!r} is no folder; give a keyframe folder, sim:SEED (such as sim:{DEMO_SEED}), "
+            "nuscenes:ROOT:SAMPLE_TOKEN, a video file or a folder of pictures"
         )
     return load_keyframe(text, cameras=cameras, lidar=lidar)
+
+
+def is_video(spec: str) -> bool:
+    """Whether a scene is a plain video file, or a folder of pictures that is no keyframe."""
+    path = Path(spec)
+    if path.suffix.lower() in VIDEO_ENDINGS:
+        return True
+    return (
+        path.is_dir()
+        and not (path / "keyframe.json").exists()
+        and any(entry.suffix.lower() in PICTURE_ENDINGS for entry in path.iterdir())
+    )
+
+
+def _video(spec: str, *, cameras: Sequence[str] | None, num_frames: int) -> Scene:
+    """The scene of a plain video, without calibration."""
+    if cameras is not None:
+        raise ValueError(f"{spec} is a plain video of one camera without a name; leave --cameras out")
+    return video_scene(read_video(spec, num_frames=num_frames), name=Path(spec).name)
 
 
 def select_sensors(scene: Scene, *, cameras: Sequence[str] | None = None, lidar: bool = True) -> Scene:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,26 +24,7 @@ from vlm_occ.data.rows import (
     texts_of,
     triple,
 )
-
-NO_SITUATION = "I am standing in the room"
-"""The situation of a question that comes without one (Loc3R-VLM 4.1)."""
-
-
-@dataclass(frozen=True)
-class SpatialQuestion:
-    """One question about a scene, with the situation that it is asked from."""
-
-    identifier: str
-    scene: str
-    question: str
-    answers: tuple[str, ...]  # every right answer; empty in a hidden test set
-    category: str  # the data set's own name of the kind of question; "" where it has none
-    situation: str = NO_SITUATION
-    position: tuple[float, float, float] | None = None  # where the situation is, metres
-    yaw: float | None = None  # where it looks, radians about z
-    options: tuple[str, ...] = ()  # of a multiple choice, as "A. left"
-    object_names: tuple[str, ...] = ()  # what it is about, where the file says so
-
+from vlm_occ.types import SpatialQuestion
 
 def yaw_of_quaternion(x: float, y: float, z: float, w: float) -> float:
     """The z component of a quaternion's rotation vector, radians in [-pi, pi] (SQA3D's yaw).

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from vlm_occ.data.simulator.grammar import write_queries
 from vlm_occ.data.simulator.objects import ObjectFacts
+from vlm_occ.data.simulator.questions import write_questions
 from vlm_occ.data.simulator.scene import simulate_details, split_seed
 from vlm_occ.data.simulator.situations import write_situations
+from vlm_occ.data.simulator.views import appearances, drive_views, kept_views, save_views
 from vlm_occ.types import (
     CameraRig,
     Frame,
@@ -136,6 +138,8 @@ class SimulatedScenes:
     camera_frames: int = 1
     num_queries: int = 10
     num_situations: int = 0
+    num_questions: int = 0
+    views: bool = False  # exact depth of the pictures; without it no question is about the order of appearance
     balanced: bool = False
     lexicon: Literal["train", "heldout", "both"] = "train"  # both: first those of one, then of the other
     folder: Path | None = None
@@ -154,6 +158,10 @@ class SimulatedScenes:
 
     def __getitem__(self, index: int) -> LabelledScene:
         """Scene `index`, simulated or read."""
+        return self.with_facts(index)[0]
+
+    def with_facts(self, index: int) -> tuple[LabelledScene, tuple[ObjectFacts, ...]]:
+        """Scene `index` and the facts that its sentences speak of."""
         epoch, place = divmod(index, self.count)
         place += self.first
         item, facts = self._scene(place, split_seed(self.split, place))
@@ -165,7 +173,43 @@ class SimulatedScenes:
         told = [
             write_situations(facts, seed=words, count=self.num_situations, lexicon=name) for name in lexicons
         ]
-        return dataclasses.replace(item, queries=sum(queries, ()), situations=sum(told, ()))
+        item = dataclasses.replace(item, queries=sum(queries, ()), situations=sum(told, ()))
+        if self.num_questions or self.views:
+            item = self._with_questions(item, facts, place, words)
+        return item, facts
+
+    def _with_questions(
+        self, item: LabelledScene, facts: tuple[ObjectFacts, ...], place: int, words: int
+    ) -> LabelledScene:
+        """The scene with its spatial questions and the depth of its pictures."""
+        depth, seen = None, ()
+        if self.views:
+            path = self.folder / f"{self.split}-{place:06d}.safetensors" if self.folder else None
+            views = kept_views(
+                split_seed(self.split, place),
+                path and self._views_path(path),
+                num_frames=self.num_frames,
+                first=self.num_frames - self.camera_frames,
+                balanced=self.balanced,
+                image_size=self.image_size,
+            )
+            depth, seen = views.depth, appearances(views.front_pixels)
+        questions = [
+            write_questions(
+                facts,
+                seed=words,
+                count=self.num_questions,
+                lexicon=name,
+                scene=item.scene.name,
+                appearances=seen,
+            )
+            for name in (LEXICONS if self.lexicon == "both" else (self.lexicon,))
+        ]
+        return dataclasses.replace(item, questions=sum(questions, ()), depth=depth)
+
+    def _views_path(self, path: Path) -> Path:
+        """Where the views of the scene at `path` are kept."""
+        return path.with_suffix(".views.safetensors")
 
     def _scene(self, place: int, seed: int) -> tuple[LabelledScene, tuple[ObjectFacts, ...]]:
         """The scene without sentences, and its facts."""
@@ -184,6 +228,11 @@ class SimulatedScenes:
         )
         if path is not None:
             save_scene(made.labelled, path, facts=made.facts)
+            if self.views:  # from the same world, which takes seconds to build
+                first = self.num_frames - self.camera_frames
+                size, count = self.image_size, self.num_frames
+                views = drive_views(made.world, num_frames=count, image_size=size, first=first)
+                save_views(views, self._views_path(path))
         return made.labelled, made.facts
 
 

@@ -68,7 +68,12 @@ def _resize_and_crop(picture: Image.Image, long_edge: int) -> Image.Image:
 
 @torch.no_grad()
 def camera_tokens(
-    model: Cut3r, images: Tensor, *, recipe: Recipe = "vlm3r", weights_name: str | None = None
+    model: Cut3r,
+    images: Tensor,
+    *,
+    recipe: Recipe = "vlm3r",
+    long_edge: int = 512,
+    weights_name: str | None = None,
 ) -> Tensor:
     """Camera tokens [F, D] (float32) of a clip of frames uint8 [F, 3, H, W], in time order.
 
@@ -76,20 +81,22 @@ def camera_tokens(
     there the next time the same frames come.
     """
     if weights_name is None:
-        return _compute(model, images, recipe)
+        return _compute(model, images, recipe, long_edge)
     digest = hashlib.sha256()
-    settings = (recipe, weights_name, tuple(images.shape), dataclasses.astuple(model.config))
+    settings = (recipe, long_edge, weights_name, tuple(images.shape), dataclasses.astuple(model.config))
     digest.update(repr(settings).encode())
     digest.update(images.cpu().contiguous().numpy().tobytes())
     name = f"cut3r-tokens-{digest.hexdigest()[:32]}"
 
     def build(folder: Path) -> None:
-        save_file({"camera": _compute(model, images, recipe).cpu()}, str(folder / "tokens.safetensors"))
+        save_file(
+            {"camera": _compute(model, images, recipe, long_edge).cpu()}, str(folder / "tokens.safetensors")
+        )
 
     return load_file(cached(name, build) / "tokens.safetensors")["camera"].to(images.device)
 
 
-def _compute(model: Cut3r, images: Tensor, recipe: Recipe) -> Tensor:
+def _compute(model: Cut3r, images: Tensor, recipe: Recipe, long_edge: int) -> Tensor:
     parameter = model.pose_token
-    frames = prepare_frames(images, recipe=recipe).to(parameter)
+    frames = prepare_frames(images, recipe=recipe, long_edge=long_edge).to(parameter)
     return model(frames[None]).camera[0].float().to(images.device)

@@ -7,9 +7,13 @@ class is refused.
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -125,6 +129,44 @@ def load_cut3r(
     # The clone makes the model independent of the memory-mapped file.
     model.load_state_dict({name: t.to(device, copy=True) for name, t in tensors.items()}, assign=True)
     return model.requires_grad_(False).eval()
+
+
+@dataclass(frozen=True)
+class Cut3rSettings:
+    """How a CUT3R file is used: its sizes, and how frames are made ready for it."""
+
+    config: Cut3rConfig
+    recipe: Literal["vlm3r", "cut3r"] = "vlm3r"
+    long_edge: int = 512  # pixels, for the recipe "cut3r"
+
+
+def read_settings(path: Path) -> Cut3rSettings:
+    """The settings that a file of ours carries; a published one has the default sizes and VLM-3R's frames."""
+    if path.suffix == ".safetensors" and path.is_file():
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {}).get("settings", "null"))
+        except (SafetensorError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is not a safetensors file ({error}); convert the .pth again") from error
+        if about is not None:
+            return Cut3rSettings(Cut3rConfig(**about["config"]), about["recipe"], about["long_edge"])
+    elif not path.is_file():
+        read_state_dict(path)  # says what is missing
+    return Cut3rSettings(Cut3rConfig())
+
+
+def save_cut3r(model: Cut3r, path: str | Path, *, recipe: Literal["vlm3r", "cut3r"], long_edge: int) -> Path:
+    """Write a CUT3R of any size with its settings to the safetensors file `path`."""
+    settings = {"config": asdict(model.config), "recipe": recipe, "long_edge": long_edge}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    tensors = {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()
+    }
+    save_file(tensors, str(temporary), metadata={"format": "pt", "settings": json.dumps(settings)})
+    os.replace(temporary, path)
+    return path
 
 
 def convert_cut3r(source: str | Path, target: str | Path, *, config: Cut3rConfig | None = None) -> Path:

@@ -8,9 +8,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from vlm_occ.encoders.cut3r_pose import Cut3rPose
 from vlm_occ.types import CAMERAS
 
-PoseSourceName = Literal["known", "learned", "none"]
+PoseSourceName = Literal["known", "learned", "cut3r", "none"]
 
 OCTAVES = 6
 POSE_CHANNELS = 6 + 3 + 4 + 1 + 2 * OCTAVES * 4
@@ -28,15 +29,18 @@ class PoseSource(Protocol):
         image_size: tuple[int, int],
         age: Tensor,
         camera: Tensor,
+        images: Tensor | None = None,
     ) -> Tensor:
         """See `PoseEncoder.forward`."""
         ...
 
 
 class PoseEncoder(nn.Module):
-    """Pose tokens from calibration and motion (`known`), from camera names (`learned`), or zeros (`none`)."""
+    """Pose tokens from calibration and motion (`known`), camera names (`learned`), pictures (`cut3r`), or
+    zeros (`none`).
+    """
 
-    def __init__(self, out_dim: int, source: PoseSourceName = "known") -> None:
+    def __init__(self, out_dim: int, source: PoseSourceName = "known", *, weights: str | None = None) -> None:
         super().__init__()
         self.out_dim, self.name = out_dim, source
         self.source: PoseSource | None = None
@@ -44,8 +48,10 @@ class PoseEncoder(nn.Module):
             self.source = KnownPose(out_dim)
         elif source == "learned":
             self.source = LearnedPose(out_dim)
+        elif source == "cut3r":
+            self.source = Cut3rPose(out_dim, weights)
         elif source != "none":
-            raise ValueError(f"pose source {source!r}, expected 'known', 'learned' or 'none'")
+            raise ValueError(f"pose source {source!r}, expected 'known', 'learned', 'cut3r' or 'none'")
 
     def forward(
         self,
@@ -55,12 +61,13 @@ class PoseEncoder(nn.Module):
         image_size: tuple[int, int],
         age: Tensor,
         camera: Tensor,
+        images: Tensor | None = None,
     ) -> Tensor:
         """Tokens [F, out_dim] of F images.
 
         `ego_from_camera` [F, 4, 4] reference ego from that image's camera, `intrinsics` [F, 3, 3] for images
         of `image_size` (H, W), `age` [F] seconds before the reference frame, `camera` long [F] index in
-        CAMERAS (len(CAMERAS) for another camera).
+        CAMERAS (len(CAMERAS) for another camera), `images` uint8 [F, 3, H, W] for `cut3r`.
         """
         if self.source is None:
             return age.new_zeros(len(age), self.out_dim)
@@ -70,6 +77,7 @@ class PoseEncoder(nn.Module):
             image_size=image_size,
             age=age,
             camera=camera,
+            images=images,
         )
 
 
@@ -91,6 +99,7 @@ class KnownPose(nn.Module):
         image_size: tuple[int, int],
         age: Tensor,
         camera: Tensor,
+        images: Tensor | None = None,
     ) -> Tensor:
         """Tokens [F, out_dim]; `camera` is not read, so a rig with other names works."""
         features = pose_features(ego_from_camera, intrinsics, image_size=image_size, age=age)
@@ -114,6 +123,7 @@ class LearnedPose(nn.Module):
         image_size: tuple[int, int],
         age: Tensor,
         camera: Tensor,
+        images: Tensor | None = None,
     ) -> Tensor:
         """Tokens [F, out_dim] of `camera` long [F] and `age` [F]; the rest is not read."""
         return self.camera(camera) + self.age(torch.cat([age[:, None], waves(age[:, None] / 8)], dim=1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import cast, overload
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from vlm_occ.chat import Chat
 from vlm_occ.config import ModelConfig
 from vlm_occ.data.scenes import check_query
+from vlm_occ.data.video import is_calibrated
 from vlm_occ.encoders.inputs import prepare_scene
 from vlm_occ.encoders.pose import PoseEncoder
 from vlm_occ.encoders.voxel_tokens import DESCRIBED_CHANNELS, VoxelProjector, described, score_tokens
@@ -19,16 +19,25 @@ from vlm_occ.heads.box import BoxHead, JointState, PointerHead, TokenState
 from vlm_occ.heads.fusion import FusionDecoder, QueryStates
 from vlm_occ.heads.occupancy import ObjectMaskHead
 from vlm_occ.language.backbones import Backbone, load_backbone
+from vlm_occ.language.full import train_whole
 from vlm_occ.language.prefixes import Prefix, PrefixState
 from vlm_occ.models.batch import Batch, GroundingOutput, ReferredObject, VideoFrames, video_frames
 from vlm_occ.models.decoding import object_masks, pairs_to_decode
 from vlm_occ.models.describe import describe
 from vlm_occ.models.perception import Perception, PerceptionOutput, SceneTokens
+from vlm_occ.models.saving import Saving
+from vlm_occ.models.spatial import (
+    SpatialAnswers,
+    SpatialHeads,
+    batch_turns,
+    check_groundable,
+    spatial_output,
+)
 from vlm_occ.types import GroundedObject, GroundingResult, Scene, SceneState
 from vlm_occ.voxels import voxels_in_box
 
 
-class VLMOcc(nn.Module):
+class VLMOcc(SpatialAnswers, Saving, nn.Module):
     """Grounds sentences in a driving scene: voxels and a box for each object that a sentence means."""
 
     def __init__(self, config: ModelConfig, backbone: Backbone) -> None:
@@ -37,7 +46,7 @@ class VLMOcc(nn.Module):
         self.perception = Perception(config.perception)
         hidden, width, tokens = backbone.hidden_size, config.head_width, config.perception.token_width
         if config.pose_source != "none":
-            self.pose = PoseEncoder(hidden, config.pose_source)
+            self.pose = PoseEncoder(hidden, config.pose_source, weights=config.cut3r)
         embeddings = cast(nn.Embedding, backbone.model.get_input_embeddings())
         scale = float(embeddings.weight.detach().float().std())
         self.voxel_projector = VoxelProjector(tokens, hidden, scale)
@@ -50,6 +59,7 @@ class VLMOcc(nn.Module):
             width, voxel_width=config.perception.fine_width, width=width, radius=config.mask_radius
         )
         self.box = BoxHead(width)
+        self.spatial = SpatialHeads(hidden, config.spatial) if config.spatial is not None else None
         if backbone.dtype == torch.float32:
             self.perception.compute_dtype = torch.float32
 
@@ -78,11 +88,15 @@ class VLMOcc(nn.Module):
         prefixes = [self._prefix(f, t) for f, t in zip(batch.frames, perception.tokens, strict=True)]
         features = [self._features(f, t) for f, t in zip(batch.frames, perception.tokens, strict=True)]
         ids = [[self.backbone.query_ids(q.text, q.answer or None) for q in scene] for scene in batch.queries]
-        states = self.backbone.forward_joint(prefixes, features, [[i for i, _ in scene] for scene in ids])
+        turns = batch_turns(self.backbone, batch)
+        asked = [
+            [*(i for i, _ in scene), *(t.ids for t in own)] for scene, own in zip(ids, turns, strict=True)
+        ]
+        states = self.backbone.forward_joint(prefixes, features, asked)
         logits, matches, objects = [], [], []
         for b, joint in enumerate(states):
             tokens = self._token_states(joint.prefix[prefixes[b].voxel_index], perception.tokens[b])
-            query = self._read(joint.queries, ids[b])
+            query = self._read(joint.queries[: len(ids[b])], ids[b])
             logits.append(self._point(tokens, perception.tokens[b].candidates.box, query))
             pairs, match = pairs_to_decode(
                 batch, perception.tokens[b], b, logits[-1], threshold=self.config.score_threshold
@@ -92,9 +106,12 @@ class VLMOcc(nn.Module):
         return GroundingOutput(
             perception,
             tuple(logits),
-            tuple(tuple(s.queries) for s in states),
+            tuple(tuple(s.queries[: len(own)]) for s, own in zip(states, ids, strict=True)),
             tuple(matches),
             tuple(objects),
+            None
+            if self.spatial is None
+            else spatial_output(self.spatial, self.backbone, prefixes, states, turns),
         )
 
     def _read(self, states: Sequence[Tensor], ids: Sequence[tuple[Tensor, int]]) -> QueryStates:
@@ -154,23 +171,22 @@ class VLMOcc(nn.Module):
         embeddings = self.voxel_projector(tokens.features, known)
         result = {"voxel": score_tokens(embeddings, tokens.candidates.score)}
         if self.config.pose_source != "none" and len(frames.images):
-            result["pose"] = self.pose(
-                ego_from_camera=frames.ego_from_camera.to(self.device),
-                intrinsics=frames.intrinsics.to(self.device),
-                image_size=(frames.images.shape[-2], frames.images.shape[-1]),
-                age=frames.age.to(self.device),
-                camera=frames.camera.to(self.device),
-            )
+            result["pose"] = self.pose_tokens(frames)
         return result
 
     @torch.no_grad()
     def encode(self, scene: Scene) -> SceneState:
-        """Everything about a scene that does not depend on a query, with the language model's cache."""
+        """Everything about a scene that does not depend on a query, with the language model's cache.
+
+        Of a plain video it is the language model's part alone: see `encode_video`.
+        """
+        if not is_calibrated(scene.rig):
+            return self.encode_video(scene)
         perception = self.perception(prepare_scene(scene, self.config.perception).to(self.device))
         frames, tokens = video_frames(scene, self.config.vlm_frames), perception.tokens[0]
         prefix = self._prefix(frames, tokens)
         language = self.backbone.encode_prefix(prefix, self._features(frames, tokens))
-        return SceneState(
+        state = SceneState(
             name=scene.name,
             grid=scene.grid,
             occupancy=perception.occupancy_logits[0].sigmoid() > self.config.occupancy_threshold,
@@ -181,6 +197,7 @@ class VLMOcc(nn.Module):
             token_states=self._token_states(language.hidden[prefix.voxel_index], tokens),
             language=language,
         )
+        return self.with_layout(state, scene, frames, prefix)
 
     @overload
     def ground(self, state: SceneState, query: str, *, refine: bool = ...) -> GroundingResult: ...
@@ -225,6 +242,7 @@ class VLMOcc(nn.Module):
     @torch.no_grad()
     def query_states(self, state: SceneState, queries: Sequence[str]) -> QueryStates:
         """What the heads read of queries, run together on the scene's cache."""
+        check_groundable(state)
         ids = [self.backbone.query_ids(text) for text in queries]
         hidden = self.backbone.forward_queries(cast(PrefixState, state.language), [i for i, _ in ids])
         return self._read(hidden, ids)
@@ -254,12 +272,6 @@ class VLMOcc(nn.Module):
         text = describe(objects, [int(state.token_labels[row]) for row in rows.tolist()])
         return GroundingResult(query, text, tuple(objects), state.occupancy, state.grid)
 
-    @torch.no_grad()
-    def ask(self, state: SceneState, question: str, *, max_new_tokens: int = 40) -> str:
-        """The language model's own words about an encoded scene, generated greedily."""
-        ids, _ = self.backbone.query_ids(check_query(question))
-        return self.backbone.generate(cast(PrefixState, state.language), ids, max_new_tokens=max_new_tokens)
-
     def chat(self, scene: Scene) -> Chat:
         """A conversation about a scene, which is encoded now and once."""
         return Chat(self, self.encode(scene))
@@ -269,6 +281,8 @@ class VLMOcc(nn.Module):
         """A model with pretrained base weights and untrained heads, the same for the same seed."""
         dtype = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
         backbone = load_backbone(config.base, dtype=dtype, lora=config.lora)
+        if config.full_language:
+            train_whole(backbone)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return cls(config, backbone)
@@ -282,15 +296,3 @@ class VLMOcc(nn.Module):
 
         model = load_checkpoint(name)
         return model.to(device).eval() if device is not None else model.eval()
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config and our weights (never the base model's) into `folder`, at once or not at all."""
-        from vlm_occ.models.checkpoint import save_checkpoint
-
-        save_checkpoint(self, Path(folder))
-
-    def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
-        """Upload a checkpoint to the Hub; the address of the commit."""
-        from vlm_occ.models.checkpoint import push_checkpoint
-
-        return push_checkpoint(self, repo_id, private=private)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,7 +13,10 @@ from vlm_occ.config import ModelConfig
 from vlm_occ.encoders.inputs import SceneInputs, collate_inputs, prepare_scene
 from vlm_occ.geometry import invert_rigid
 from vlm_occ.models.perception import PerceptionOutput
-from vlm_occ.types import CAMERAS, GroundingQuery, LabelledScene, Scene
+from vlm_occ.types import CAMERAS, GroundingQuery, LabelledScene, Scene, SceneDepth
+
+if TYPE_CHECKING:
+    from vlm_occ.models.spatial import SpatialOutput
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,17 @@ class VideoFrames:
 
 
 @dataclass(frozen=True)
+class SpatialTurn:
+    """A situation with a question from it (Loc3R-VLM 3.3); no `answer` where only the place is asked for."""
+
+    situation: str
+    question: str
+    answer: str = ""
+    position: tuple[float, float] | None = None  # metres, reference ego frame; None where it is not known
+    yaw: float | None = None  # radians
+
+
+@dataclass(frozen=True)
 class Batch:
     """B scenes with their queries; `boxes` are given in training only."""
 
@@ -39,6 +54,9 @@ class Batch:
     frames: tuple[VideoFrames, ...]  # B
     queries: tuple[tuple[GroundingQuery, ...], ...]  # B
     boxes: tuple[Tensor, ...] | None = None  # B tensors [M, 7] that the queries' targets index
+    turns: tuple[tuple[SpatialTurn, ...], ...] = ()  # B, or () without situations
+    first_frames: tuple[Tensor, ...] = ()  # B transforms [4, 4]: reference ego from the first view's frame
+    depths: tuple[SceneDepth | None, ...] = ()  # B, of the same images as `frames`, or None
 
 
 @dataclass(frozen=True)
@@ -63,6 +81,7 @@ class GroundingOutput:
     answer_states: tuple[tuple[Tensor, ...], ...]  # B x Q tensors [l, D]: states of each query's own tokens
     matches: tuple[Tensor, ...]  # B tensors [M]: the token of each true box, -1 where none
     objects: tuple[ReferredObject, ...]
+    spatial: SpatialOutput | None = None  # with spatial heads only
 
 
 def video_frames(scene: Scene, count: int) -> VideoFrames:

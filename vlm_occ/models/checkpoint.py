@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlm_occ.config import FORMAT_VERSION, ModelConfig, from_dict, to_dict
+from vlm_occ.config import FORMAT_VERSION, ModelConfig, SpatialConfig, from_dict, to_dict
 
 if TYPE_CHECKING:
     from vlm_occ.models.adapter import VLMOcc
@@ -193,7 +193,7 @@ def load_checkpoint(name: str) -> VLMOcc:
 
     folder = find_checkpoint(name)
     if folder is None:
-        return VLMOcc.from_config(ModelConfig())
+        return VLMOcc.from_config(ModelConfig(spatial=SpatialConfig()))
     config, base_hash = read_config(folder)
     state = read_shards(folder)
     model = VLMOcc.from_config(config)

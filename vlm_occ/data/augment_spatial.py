@@ -1,0 +1,80 @@
+"""Augmentations of what belongs to situations and layout: questions and the depth of pictures."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from vlm_occ.data.simulator.lexicon import flip_text
+from vlm_occ.types import LabelledScene, SceneDepth, SpatialQuestion
+
+
+def mirror_questions(questions: tuple[SpatialQuestion, ...]) -> tuple[SpatialQuestion, ...]:
+    """The questions of the mirrored scene: left and right exchanged, situations moved."""
+    return tuple(
+        replace(
+            q,
+            question=flip_text(q.question),
+            answers=tuple(flip_text(answer) for answer in q.answers),
+            situation=flip_text(q.situation),
+            position=None if q.position is None else (q.position[0], -q.position[1], q.position[2]),
+            yaw=None if q.yaw is None else -q.yaw,
+        )
+        for q in questions
+    )
+
+
+def turn_questions(
+    questions: tuple[SpatialQuestion, ...], yaw: float, scale: float
+) -> tuple[SpatialQuestion, ...]:
+    """The questions of a scene turned by `yaw` radians and scaled; metres in answers are left as they are."""
+    cos, sin = scale * math.cos(yaw), scale * math.sin(yaw)
+    moved = []
+    for q in questions:
+        position, facing = q.position, q.yaw
+        if position is not None:
+            x, y, z = position
+            position = (cos * x - sin * y, sin * x + cos * y, scale * z)
+        if facing is not None:
+            facing = math.remainder(facing + yaw, 2 * math.pi)
+        moved.append(replace(q, position=position, yaw=facing))
+    return tuple(moved)
+
+
+def latest(item: LabelledScene, count: int) -> LabelledScene:
+    """The scene's latest frames; what came into view when can't be asked of fewer."""
+    frames = item.scene.frames[-count:]
+    questions = item.questions
+    if len(frames) < len(item.scene.frames):
+        questions = tuple(q for q in questions if q.category != "appearance order")
+    return replace(item, scene=replace(item.scene, frames=frames), questions=questions)
+
+
+def mirror_depth(depth: SceneDepth | None) -> SceneDepth | None:
+    """Depth images of mirrored pictures."""
+    if depth is None:
+        return None
+    intrinsics = depth.intrinsics.clone()
+    intrinsics[..., 0, 2] = depth.depth.shape[-1] - intrinsics[..., 0, 2]
+    return SceneDepth(depth.depth.flip(-1), intrinsics)
+
+
+def scale_depth(depth: SceneDepth | None, scale: float) -> SceneDepth | None:
+    """Depth images of a scaled scene."""
+    return depth if depth is None else SceneDepth(depth.depth * scale, depth.intrinsics)
+
+
+def crop_depth(depth: SceneDepth | None, factor: float, place: float) -> SceneDepth | None:
+    """Depth images of pictures cropped as by `augment.crop`, to the nearest of their own pixels.
+
+    No pixel is enlarged: the images get smaller and their intrinsics say which part they show.
+    """
+    if depth is None:
+        return None
+    height, width = depth.depth.shape[-2:]
+    high, wide = round(height / factor), round(width / factor)
+    top, left = (height - high) // 2, round((width - wide) * place)
+    intrinsics = depth.intrinsics.clone()
+    intrinsics[..., 0, 2] -= left
+    intrinsics[..., 1, 2] -= top
+    return SceneDepth(depth.depth[..., top : top + high, left : left + wide], intrinsics)

@@ -1,0 +1,106 @@
+"""Terms of Loc3R-VLM's joint objective (3.4): layout, position, orientation and the answer's words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vlm_occ.heads.situation import orientation_bins
+from vlm_occ.losses.language import next_token_cross_entropy
+from vlm_occ.losses.occupancy import Term, term
+from vlm_occ.losses.situation import (
+    LAYOUT_WEIGHT,
+    ORIENTATION_WEIGHT,
+    SITUATION_WEIGHT,
+    gaussian_nll,
+    orientation_kl,
+)
+from vlm_occ.models.spatial import SpatialOutput
+from vlm_occ.models.spatial_batch import scene_layout_targets
+
+if TYPE_CHECKING:
+    from vlm_occ.models.adapter import VLMOcc
+    from vlm_occ.models.batch import Batch
+
+SPATIAL_WEIGHTS = {
+    "layout": LAYOUT_WEIGHT,
+    "position": SITUATION_WEIGHT,
+    "orientation": SITUATION_WEIGHT * ORIENTATION_WEIGHT,
+    "answer": 1.0,
+}
+"""Weight of each spatial term: L = CE + 0.05 L_BEV + 0.075 (L_pos + 3.5 L_ori)."""
+
+
+def spatial_terms(model: VLMOcc, output: SpatialOutput, batch: Batch) -> dict[str, Term]:
+    """The terms of a batch; each scene's mean is one item, 0 where it has none of the kind."""
+    return {
+        "layout": layout_term(output, batch),
+        **situation_terms(output, batch),
+        "answer": answer_term(model, output),
+    }
+
+
+def layout_term(output: SpatialOutput, batch: Batch) -> Term:
+    """Gaussian negative log-likelihood of the vision tokens' bird's-eye positions (3.2)."""
+    scenes = []
+    for b, (estimate, depth) in enumerate(zip(output.layout, batch.depths, strict=True)):
+        loss = estimate.mean.sum() * 0 + estimate.log_variance.sum() * 0
+        if depth is not None and output.grids[b]:
+            targets = scene_layout_targets(batch.frames[b], depth, batch.first_frames[b], output.grids[b])
+            found = gaussian_nll(
+                estimate.mean,
+                estimate.log_variance,
+                targets.position.to(loss.device),
+                targets.valid.to(loss.device),
+            )
+            loss = loss + found.total / found.count.clamp(min=1)
+        scenes.append(loss)
+    return term(torch.stack(scenes))
+
+
+def situation_terms(output: SpatialOutput, batch: Batch) -> dict[str, Term]:
+    """Likelihood of the positions and divergence of the orientations (3.3), of turns where both are known."""
+    positions, orientations = [], []
+    for b, (estimate, logits) in enumerate(zip(output.position, output.orientation, strict=True)):
+        where, facing, known = situation_truth(batch, b)
+        zero = logits.sum() * 0 + estimate.mean.sum() * 0 + estimate.log_variance.sum() * 0
+        device = zero.device
+        known = known.to(device)
+        place = gaussian_nll(estimate.mean, estimate.log_variance, where.to(device), known)
+        bins = orientation_bins(logits.shape[-1], device=device)
+        turn = orientation_kl(logits, facing.to(device), bins, known)
+        positions.append(zero + place.total / place.count.clamp(min=1))
+        orientations.append(zero + turn.total / turn.count.clamp(min=1))
+    return {"position": term(torch.stack(positions)), "orientation": term(torch.stack(orientations))}
+
+
+def situation_truth(batch: Batch, b: int) -> tuple[Tensor, Tensor, Tensor]:
+    """True positions [Q, 2] and yaws [Q] of scene b's turns in the first view's frame, and the known ones."""
+    turns = batch.turns[b]
+    known = torch.tensor([t.position is not None and t.yaw is not None for t in turns], dtype=torch.bool)
+    where = torch.tensor([t.position or (0.0, 0.0) for t in turns]).reshape(-1, 2)
+    facing = torch.tensor([t.yaw or 0.0 for t in turns]).reshape(-1)
+    first_from_reference = torch.linalg.inv(batch.first_frames[b].double()).float()
+    turn = torch.atan2(first_from_reference[1, 0], first_from_reference[0, 0])
+    cos, sin = turn.cos(), turn.sin()
+    rotation = torch.stack([torch.stack([cos, -sin]), torch.stack([sin, cos])])
+    return where @ rotation.T + first_from_reference[:2, 3], facing + turn, known
+
+
+def answer_term(model: VLMOcc, output: SpatialOutput) -> Term:
+    """Cross-entropy of the answers' words (3.4), a mean over a scene's words."""
+    scenes = []
+    for b, (turns, states) in enumerate(zip(output.turns, output.states, strict=True)):
+        kept, targets = [], []
+        for turn, state in zip(turns, states, strict=True):
+            if len(turn.ids) > turn.ground + 1:  # it has an answer
+                kept.append(state[turn.ground : -1])
+                targets.append(turn.ids[turn.ground + 1 :].to(state.device))
+        loss = output.orientation[b].sum() * 0
+        if kept:
+            words = next_token_cross_entropy(model.backbone.logits(torch.cat(kept)), torch.cat(targets))
+            loss = loss + words.total / words.count
+        scenes.append(loss)
+    return term(torch.stack(scenes))
