@@ -115,5 +115,5 @@ def test_every_parameter_has_a_gradient_and_no_image_is_legal(source: PoseSource
 
 
 def test_an_unknown_source_is_an_error_that_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="'gps', expected 'known', 'learned' or 'none'"):
+    with pytest.raises(ValueError, match="'gps', expected 'known', 'learned', 'cut3r' or 'none'"):
         PoseEncoder(8, "gps")  # type: ignore[arg-type]

@@ -216,6 +216,7 @@ class SceneDepth:
 
     depth: Tensor  # [T, V, h, w] metres along the optical axis; infinite or 0 where there is none
     intrinsics: Tensor  # [T, V, 3, 3] of these depth images (pixel i covers [i, i + 1))
+    least: float = 0.1  # share of a token's pixels that must have a depth
 
 
 @dataclass(frozen=True)

@@ -56,12 +56,12 @@ def mirror_depth(depth: SceneDepth | None) -> SceneDepth | None:
         return None
     intrinsics = depth.intrinsics.clone()
     intrinsics[..., 0, 2] = depth.depth.shape[-1] - intrinsics[..., 0, 2]
-    return SceneDepth(depth.depth.flip(-1), intrinsics)
+    return replace(depth, depth=depth.depth.flip(-1), intrinsics=intrinsics)
 
 
 def scale_depth(depth: SceneDepth | None, scale: float) -> SceneDepth | None:
     """Depth images of a scaled scene."""
-    return depth if depth is None else SceneDepth(depth.depth * scale, depth.intrinsics)
+    return depth if depth is None else replace(depth, depth=depth.depth * scale)
 
 
 def crop_depth(depth: SceneDepth | None, factor: float, place: float) -> SceneDepth | None:
@@ -77,4 +77,4 @@ def crop_depth(depth: SceneDepth | None, factor: float, place: float) -> SceneDe
     intrinsics = depth.intrinsics.clone()
     intrinsics[..., 0, 2] -= left
     intrinsics[..., 1, 2] -= top
-    return SceneDepth(depth.depth[..., top : top + high, left : left + wide], intrinsics)
+    return replace(depth, depth=depth.depth[..., top : top + high, left : left + wide], intrinsics=intrinsics)

@@ -52,15 +52,14 @@ def load_scene(
 
 
 def is_video(spec: str) -> bool:
-    """Whether a scene is a plain video file, or a folder of pictures that is no keyframe."""
+    """Whether a scene is a plain video file, or a folder of pictures and nothing else."""
     path = Path(spec)
     if path.suffix.lower() in VIDEO_ENDINGS:
         return True
-    return (
-        path.is_dir()
-        and not (path / "keyframe.json").exists()
-        and any(entry.suffix.lower() in PICTURE_ENDINGS for entry in path.iterdir())
-    )
+    if not path.is_dir():
+        return False
+    endings = {entry.suffix.lower() for entry in path.iterdir() if not entry.name.startswith(".")}
+    return bool(endings) and endings <= set(PICTURE_ENDINGS)
 
 
 def _video(spec: str, *, cameras: Sequence[str] | None, num_frames: int) -> Scene:

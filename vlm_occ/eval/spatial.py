@@ -13,6 +13,9 @@ from vlm_occ.models.batch import video_frames
 from vlm_occ.models.spatial_batch import depth_of, scene_layout_targets
 from vlm_occ.types import LabelledScene, SpatialQuestion
 
+ANSWER_TOKENS = 24
+"""The longest answer is a description of an object."""
+
 
 @dataclass(frozen=True)
 class Located:
@@ -82,7 +85,7 @@ def evaluate_spatial_scene(model: VLMOcc, item: LabelledScene, *, answers: bool 
         for s, place in zip(item.situations, found, strict=True)
     ]
     answered = [
-        Answered(q, model.ask(state, q.question, situation=q.situation))
+        Answered(q, model.ask(state, q.question, situation=q.situation, max_new_tokens=ANSWER_TOKENS))
         for q in (item.questions if answers else ())
     ]
     frames = video_frames(item.scene, model.config.vlm_frames)

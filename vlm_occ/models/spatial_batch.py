@@ -78,9 +78,10 @@ def depth_of(item: LabelledScene, config: ModelConfig, frames: VideoFrames) -> S
         return lidar_depth(replace(item.scene, frames=tuple(shown)))
     depth, intrinsics = item.depth.depth[-len(shown) :], item.depth.intrinsics[-len(shown) :]
     lacking = len(shown) - len(depth)  # older frames of which no depth is known
-    return SceneDepth(
-        torch.cat([depth.new_zeros(lacking, *depth.shape[1:]), depth]),
-        torch.cat([intrinsics[:1].expand(lacking, -1, -1, -1), intrinsics]),
+    return replace(
+        item.depth,
+        depth=torch.cat([depth.new_zeros(lacking, *depth.shape[1:]), depth]),
+        intrinsics=torch.cat([intrinsics[:1].expand(lacking, -1, -1, -1), intrinsics]),
     )
 
 
@@ -98,7 +99,7 @@ def lidar_depth(scene: Scene) -> SceneDepth | None:
     intrinsics[:, 1] *= shape[0] / height
     rig = replace(scene.rig, intrinsics=intrinsics, image_size=shape)
     images = [_sweep_depth(frame.points, rig) for frame in scene.frames]
-    return SceneDepth(torch.stack(images), intrinsics.expand(len(images), -1, -1, -1))
+    return SceneDepth(torch.stack(images), intrinsics.expand(len(images), -1, -1, -1), least=0.02)
 
 
 def _sweep_depth(points: Tensor | None, rig: CameraRig) -> Tensor:
@@ -128,7 +129,6 @@ def scene_layout_targets(
         raise ValueError(f"images of {sorted(set(grids))} tokens; expected one grid for all images")
     first_from_reference = torch.linalg.inv(reference_from_first.double())
     poses = (first_from_reference @ frames.ego_from_camera.cpu().double()).float()
-    targets = layout_targets(
-        depth.depth.flatten(0, 1).float(), depth.intrinsics.flatten(0, 1).float(), poses, grid
-    )
+    images, intrinsics = depth.depth.flatten(0, 1).float(), depth.intrinsics.flatten(0, 1).float()
+    targets = layout_targets(images, intrinsics, poses, grid, min_valid=depth.least)
     return LayoutTargets(targets.position.flatten(0, 1), targets.valid.flatten())
