@@ -72,6 +72,17 @@ def test_one_run_trains_grounding_layout_situations_and_answers(
     assert load_checkpoint(str(tmp_path / "run" / "final")).config.spatial == SpatialConfig()
 
 
+def test_the_language_side_learns_situations_on_tokens_of_labels_without_pictures(
+    tiny: Path, scenes: list[LabelledScene], tmp_path: Path
+) -> None:
+    config = spatial_config(tiny, tmp_path / "run", stage="language", steps=25, turns_per_scene=4)
+    train(config, source=scenes[:1])
+    lines = log_of(config)
+    for name in ("position", "orientation", "answer"):
+        assert lines[-1][name] < lines[0][name] - 0.3, name
+    assert all(line["layout"] == 0 for line in lines)
+
+
 def test_with_situations_off_a_run_is_what_it_was(
     tiny: Path, scenes: list[LabelledScene], tmp_path: Path
 ) -> None:
@@ -162,7 +173,7 @@ def test_lora_and_the_whole_language_model_exclude_each_other(tiny: Path, tmp_pa
         VLMOcc.from_config(replace(config, lora=LoraSettings(rank=2), full_language=True))
 
 
-@pytest.mark.parametrize("name", ["loc3r_sim", "loc3r_full"])
+@pytest.mark.parametrize("name", ["loc3r_sim", "loc3r_full", "loc3r_cpu_language"])
 def test_the_shipped_configs_are_read_and_ask_for_turns(name: str) -> None:
     config = read_yaml(TrainConfig, ROOT / "configs" / f"{name}.yaml")
     assert config.model.spatial is not None and config.turns_per_scene > 0

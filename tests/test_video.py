@@ -158,14 +158,16 @@ def test_a_video_scene_has_one_camera_a_clock_and_no_calibration(tmp_path: Path)
 def test_a_folder_of_pictures_is_a_scene_of_all_its_frames_and_a_keyframe_folder_is_none(
     tmp_path: Path, keyframe_folder: Path
 ) -> None:
+    folder = tmp_path / "clip"
+    folder.mkdir()
     for index in range(4):
-        _grey(index).save(tmp_path / f"{index}.png")
-    scene = load_scene(tmp_path)
-    assert len(scene.frames) == 4 and not is_calibrated(scene.rig) and scene.name == tmp_path.name
-    assert len(load_scene(tmp_path, num_frames=2).frames) == 2
+        _grey(index).save(folder / f"{index}.png")
+    scene = load_scene(folder)
+    assert len(scene.frames) == 4 and not is_calibrated(scene.rig) and scene.name == "clip"
+    assert len(load_scene(folder, num_frames=2).frames) == 2
     assert is_calibrated(load_scene(keyframe_folder).rig)
     with pytest.raises(ValueError, match="leave --cameras out"):
-        load_scene(tmp_path, cameras=["CAM_FRONT"])
+        load_scene(folder, cameras=["CAM_FRONT"])
 
 
 def test_the_command_line_locates_and_asks_about_a_video_and_says_why_it_grounds_nothing(

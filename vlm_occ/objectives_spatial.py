@@ -33,8 +33,12 @@ SPATIAL_WEIGHTS = {
 """Weight of each spatial term: L = CE + 0.05 L_BEV + 0.075 (L_pos + 3.5 L_ori)."""
 
 
-def spatial_terms(model: VLMOcc, output: SpatialOutput, batch: Batch) -> dict[str, Term]:
-    """The terms of a batch; each scene's mean is one item, 0 where it has none of the kind."""
+def spatial_terms(model: VLMOcc, output: SpatialOutput | None, batch: Batch) -> dict[str, Term]:
+    """The terms of a batch, none without spatial heads; each scene's mean is one item, 0 where it has none of
+    the kind.
+    """
+    if output is None:
+        return {}
     return {
         "layout": layout_term(output, batch),
         **situation_terms(output, batch),

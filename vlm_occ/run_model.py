@@ -18,8 +18,8 @@ from vlm_occ.models.checkpoint import (
 )
 from vlm_occ.models.widen import widened
 
-UNUSED_BY_LANGUAGE = ("pose.", "joint.", "mask.", "box.", "spatial.")
-"""Modules that stage "language" does not run: it sees no picture, decodes no object and places nobody."""
+UNUSED_BY_LANGUAGE = ("pose.", "joint.", "mask.", "box.", "spatial.layout.", "spatial.vision_norm.")
+"""Modules that stage "language" does not run: it sees no picture and decodes no object."""
 
 
 def initial_model(config: TrainConfig) -> VLMOcc:

@@ -141,7 +141,7 @@ def open_simulated(config: TrainConfig) -> SimulatedScenes:
         num_queries=0 if config.stage == "perception" else data.queries,
         num_situations=data.situations,
         num_questions=data.questions,
-        views=config.model.spatial is not None and config.stage != "perception",
+        views=config.model.spatial is not None and config.stage in ("grounding", "joint"),
         balanced=data.balanced,
         folder=Path(data.keep) if data.keep else None,
         first=data.first_scene,

@@ -18,7 +18,7 @@ from vlm_occ.config import TrainConfig, read_yaml
 from vlm_occ.data.augment import without_cameras, without_lidar
 from vlm_occ.encoders.inputs import collate_inputs, prepare_scene
 from vlm_occ.models.adapter import VLMOcc
-from vlm_occ.models.batch import Batch, GroundingOutput, make_batch
+from vlm_occ.models.batch import Batch, GroundingOutput
 from vlm_occ.models.checkpoint import load_model_state, save_checkpoint
 from vlm_occ.models.label_tokens import label_tokens
 from vlm_occ.models.perception import PerceptionOutput
@@ -73,9 +73,10 @@ class TrainingModule(nn.Module):
         labels = [to_device(item.labels, model.device) for item in scenes]
         terms, weights = {}, {}
         if stage == "language":
-            output = self._describe(scenes, labels)
-            terms, weights = pointer_terms(*output, labels), dict(GROUNDING_WEIGHTS)
-            terms["language"] = language_term(model, *output)
+            output, batch = self._describe(scenes, labels)
+            terms, weights = pointer_terms(output, batch, labels), dict(GROUNDING_WEIGHTS)
+            terms["language"] = language_term(model, output, batch)
+            terms.update(spatial_terms(model, output.spatial, batch))
         elif stage == "perception":
             inputs = collate_inputs([prepare_scene(s.scene, model.config.perception) for s in scenes])
             output = model.perception(inputs.to(model.device), extra_voxels=occupied(labels))
@@ -91,13 +92,11 @@ class TrainingModule(nn.Module):
                 batch = without_pictures(batch)
             output = self._ground(scenes, batch, labels)
             terms, weights = grounding_terms(model, output, batch, labels), dict(GROUNDING_WEIGHTS)
-            if output.spatial is not None:
-                terms.update(spatial_terms(model, output.spatial, batch))
-                weights.update(SPATIAL_WEIGHTS)
+            terms.update(spatial_terms(model, output.spatial, batch))
             if stage == "joint":
                 terms.update(perception_terms(output.perception, labels, model.perception.grid))
                 weights.update(PERCEPTION_WEIGHTS)
-        total, log = weighted_sum(terms, weights)
+        total, log = weighted_sum(terms, {**weights, **SPATIAL_WEIGHTS})
         return total + self._touch(), log
 
     def _describe(
@@ -105,7 +104,7 @@ class TrainingModule(nn.Module):
     ) -> tuple[GroundingOutput, Batch]:
         """The language half on tokens made of labels; sensors are not looked at."""
         blind = [replace(s, scene=without_lidar(without_cameras(s.scene))) for s in scenes]
-        batch = make_batch(blind, self.model.config)
+        batch = make_spatial_batch(blind, self.model.config)
         batch = replace(batch, boxes=tuple(item.boxes for item in labels))
         bits = torch.Generator().manual_seed(int(torch.randint(2**62, ())))  # of the step's own seed
         made = [

@@ -6,6 +6,8 @@ token teaches the same state at a fraction of the cost. The head is needed in tr
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -22,11 +24,11 @@ class PatchPoints(nn.Module):
     def forward(self, geometry: Tensor) -> tuple[Tensor, Tensor]:
         """Points [..., 3] (first camera's axes) and log spreads [...] of tokens [..., D].
 
-        Lengths grow exponentially, as those of CUT3R's poses do: near points are told finer than far ones.
+        In units of 10 m. Lengths that grow exponentially, as those of CUT3R's poses do, blew up within three
+        steps: a street is deeper than a room.
         """
         raw = self.linear(geometry).float()
-        length = raw[..., :3].norm(dim=-1, keepdim=True).clamp(min=1e-8)
-        return raw[..., :3] * (torch.expm1(length.clamp(max=6.0)) / length), raw[..., 3].clamp(-4.0, 6.0)
+        return 10 * raw[..., :3], math.log(10) + 4 * torch.tanh(raw[..., 3] / 4)
 
 
 class Cut3rTrainer(nn.Module):
