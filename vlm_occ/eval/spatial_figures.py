@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vlm_occ.eval.localisation import coverage, error_correlation, localisation_errors, localisation_score
 from vlm_occ.eval.metrics import Interval, bootstrap_intervals, wilson_interval
@@ -77,10 +78,15 @@ def uncertainty_figures(records: Sequence[Located]) -> Figures:
         "coverage": dict(zip(map(str, LEVELS), coverage(mean, std, truth, LEVELS), strict=True)),
         "median_std_m": std.prod(-1).sqrt().median().item(),
         "median_error_m": error.median().item(),
-        "spread_error_rank_correlation": (
-            error_correlation(std.prod(-1).sqrt(), error) if len(records) >= 3 else None
-        ),
+        "spread_error_rank_correlation": _order(std.prod(-1).sqrt(), error),
     }
+
+
+def _order(spread: Tensor, error: Tensor) -> float | None:
+    """Rank correlation of spreads and errors [N]; None of fewer than 3, or where one of them is constant."""
+    if len(spread) < 3 or len(spread.unique()) == 1 or len(error.unique()) == 1:
+        return None
+    return error_correlation(spread, error)
 
 
 def layout_figures(records: Sequence[LaidOut]) -> Figures:
