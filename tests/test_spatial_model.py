@@ -119,9 +119,8 @@ def test_without_spatial_heads_a_model_is_as_it_was(bases: dict[str, Path], item
     with pytest.raises(ValueError, match="no situation head"):
         without.ask(state, "what is this?", situation="I stand here")
     ids, _ = without.backbone.query_ids("what is this?")
-    assert without.ask(state, "what is this?") == without.backbone.generate(
-        state.language, ids, max_new_tokens=40
-    )  # type: ignore[arg-type]
+    expected = without.backbone.generate(state.language, ids, max_new_tokens=40)  # type: ignore[arg-type]
+    assert without.ask(state, "what is this?") == expected
 
 
 def test_a_question_without_a_situation_is_asked_from_the_room(model: VLMOcc, item: LabelledScene) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, cast, runtime_checkable
 
 from vlm_occ.types import GroundingResult, SceneState, Situation
 
@@ -24,7 +24,6 @@ class Answerer(Protocol):
         ...
 
 
-@runtime_checkable
 class SituatedAnswerer(Protocol):
     """A model that answers from where somebody stands."""
 
@@ -80,8 +79,9 @@ class Chat:
         place = self.situation if situation is None else situation
         if place is None:
             answer = self.model.ask(self.state, self.in_context(question))
-        elif isinstance(self.model, Locator) and isinstance(self.model, SituatedAnswerer):
-            answer = self.model.ask(self.state, self.in_context(question), situation=place)
+        elif isinstance(self.model, Locator):
+            model = cast(SituatedAnswerer, self.model)
+            answer = model.ask(self.state, self.in_context(question), situation=place)
         else:
             raise ValueError("this model has no situation head, so it can't answer from a situation")
         self.turns.append(Turn("ask", question, answer))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from vlm_occ.encoders.cut3r import Cut3r
@@ -36,7 +37,8 @@ class Cut3rPose(nn.Module):
             )
         self.path = Path(weights)
         settings = read_settings(self.path)
-        self.config, self.recipe, self.long_edge = settings.config, settings.recipe, settings.long_edge
+        self.config, self.long_edge = settings.config, settings.long_edge
+        self.recipe: Recipe = settings.recipe
         self.keep = True  # False where pictures never come twice, as augmented ones
         width = self.config.decoder_width
         self.mlp = nn.Sequential(nn.Linear(width, out_dim), nn.GELU(), nn.Linear(out_dim, out_dim))
@@ -55,19 +57,23 @@ class Cut3rPose(nn.Module):
         """Tokens [F, out_dim] of images uint8 [F, 3, H, W] in time order; nothing else is read."""
         if images is None:
             raise ValueError("pose_source 'cut3r' reads pictures, but none were given")
-        return self.mlp(self.camera_tokens(images).to(self.mlp[0].weight.device))
+        return self.mlp(self.camera_tokens(images).to(self.device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the projection is, and CUT3R with it."""
+        return next(self.mlp.parameters()).device
 
     def camera_tokens(self, images: Tensor) -> Tensor:
         """CUT3R's own tokens [F, D] (float32) of a clip."""
-        device = self.mlp[0].weight.device
+        device = self.device
         if self._frozen is None or self._frozen.model.pose_token.device != device:
             model = load_cut3r(self.path, config=self.config, device=device)
             self._frozen = _Frozen(model, sha256_of(self.path))
-        recipe: Recipe = self.recipe
         return camera_tokens(
             self._frozen.model,
             images.to(device),
-            recipe=recipe,
+            recipe=self.recipe,
             long_edge=self.long_edge,
             weights_name=self._frozen.name if self.keep else None,
         )

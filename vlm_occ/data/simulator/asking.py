@@ -44,7 +44,8 @@ class Asker:
     def __init__(
         self, facts: Sequence[ObjectFacts], rng: random.Random, lexicon: Lexicon, appearances: Appearances
     ) -> None:
-        self.view, self.rng, self.lexicon = SceneView(facts), rng, lexicon
+        self.view, self.rng = SceneView(facts), rng
+        self.lexicon: Lexicon = lexicon
         self.speaker = Speaker(rng, lexicon)
         self.describer = Describer(self.view, rng, free=True)
         self.referable = indices(self.view.referable)
