@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from peft.tuners.trainable_tokens import TrainableTokensLayer
-from tiny_models import save_tiny_llava, save_tiny_qwen
+from tiny_models import SAVERS
 from torch import Tensor, nn
 
 from vlm_occ.config import LoraSettings
 from vlm_occ.language.attention import use_shared_prefix_attention
-from vlm_occ.language.backbones import Backbone, load_backbone
+from vlm_occ.language.backbones import Backbone
+from vlm_occ.language.loading import load_backbone
 from vlm_occ.language.prefixes import Prefix, PrefixState
 
-SAVERS = {"llava_onevision": save_tiny_llava, "qwen2_5_vl": save_tiny_qwen}
 RANK_4 = LoraSettings(rank=4)
 TEXTS = ("the red car on the left", "what is there?", "nothing")
 
@@ -86,6 +86,8 @@ def alone(backbone: Backbone, prefix: Prefix, features: dict[str, Tensor], query
         where = {"inputs_embeds": embeddings[None], "position_ids": positions(backbone, prefix, ids)}
         if prefix.frames and backbone.family == "llava_onevision":
             output = inner(pixel_values_videos=prefix.frames["pixels"][None], **where)
+        elif prefix.frames and backbone.family == "smolvlm":
+            output = inner(pixel_values=prefix.frames["pixels"][None], **where)
         elif prefix.frames:
             grid = prefix.frames["grid"]
             output = inner(pixel_values=prefix.frames["pixels"], image_grid_thw=grid, **where)
@@ -96,7 +98,7 @@ def alone(backbone: Backbone, prefix: Prefix, features: dict[str, Tensor], query
 
 def positions(backbone: Backbone, prefix: Prefix, ids: Tensor) -> Tensor:
     """The model's own position ids of a prefix and a query."""
-    if backbone.family == "llava_onevision":
+    if backbone._family.axes == 1:
         return torch.arange(len(ids))[None]
     if not prefix.frames:
         return torch.arange(len(ids)).expand(3, 1, -1)
@@ -125,7 +127,7 @@ def test_joint_and_cached_states_equal_plain_forwards_of_every_query(backbone: B
 def test_shared_prefix_attention_equals_eager_attention_under_a_block_mask(backbone: Backbone) -> None:
     prefix, features = scene(backbone)
     asked = queries(backbone)
-    language = backbone.model.model.language_model
+    language = backbone.language_model
     with torch.no_grad():
         shared = backbone.forward_joint([prefix], [features], [asked])[0]
         language.config._attn_implementation = "eager"  # which knows no turns: two scenes come with a mask
@@ -188,7 +190,8 @@ def test_a_pose_token_stands_before_the_vision_tokens_of_its_frame(backbone: Bac
     prefix, _ = scene(backbone, frames=3)
     vision = (prefix.input_ids == backbone._family.vision_id).nonzero()[:, 0].tolist()
     starts = [place for place in vision if place - 1 not in vision]
-    lead = 1 if backbone.family == "llava_onevision" else 2  # Qwen opens each image by a token of its own
+    opening = {"llava_onevision": 0, "qwen2_5_vl": 1, "qwen3_vl": 1, "smolvlm": 2}  # tokens before an image
+    lead = 1 + opening[backbone.family]
     assert prefix.pose_index.tolist() == [start - lead for start in starts][:3]
     assert prefix.voxel_index.min() > max(vision)
 

@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 import torch
-from tiny_models import save_tiny_llava, save_tiny_qwen
+from tiny_models import SAVERS
 from tiny_runs import prepare, tiny_config, tiny_scenes
 
 from vlm_occ.cli import main
@@ -48,7 +48,7 @@ def last_state(state: SceneState) -> torch.Tensor:
     return cast(PrefixState, state.language).hidden[-1]
 
 
-@pytest.mark.parametrize("save", [save_tiny_llava, save_tiny_qwen])
+@pytest.mark.parametrize("save", list(SAVERS.values()), ids=list(SAVERS))
 def test_a_merged_checkpoint_answers_as_its_adapter_did(
     tiny: Path, scene: LabelledScene, tmp_path: Path, save: Callable[[Path], Path]
 ) -> None:

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import save_tiny_llava, save_tiny_qwen
+from tiny_models import SAVERS
 
-from vlm_occ.language.backbones import Backbone, load_backbone
+from vlm_occ.language.backbones import Backbone
+from vlm_occ.language.loading import load_backbone
 from vlm_occ.language.tokens import GROUND, ORIENTATION, POSITION
-
-SAVERS = {"llava_onevision": save_tiny_llava, "qwen2_5_vl": save_tiny_qwen}
 
 
 @pytest.fixture(scope="module", params=sorted(SAVERS))

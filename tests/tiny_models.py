@@ -28,11 +28,13 @@ CONTROL = (
     "<|vision_end|>",
     "<|image_pad|>",
     "<|video_pad|>",
+    "<fake_token_around_image>",
+    "<global-img>",
 )
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer without merges: one token a byte, and the control tokens of both families."""
+    """A byte-level tokenizer without merges: one token a byte, and the control tokens of all families."""
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -134,6 +136,85 @@ def save_tiny_qwen(folder: Path, *, seed: int = 0) -> Path:
     return _saved(Qwen2_5_VLForConditionalGeneration(config), tokenizer, folder)
 
 
+def save_tiny_qwen3(folder: Path, *, seed: int = 0) -> Path:
+    """A Qwen3-VL: three layers in tower and language model, DeepStack from two of the tower's into two."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    tokenizer = tiny_tokenizer()
+    text = {
+        "vocab_size": len(tokenizer) + SPARE_ROWS,
+        "hidden_size": WIDTH,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 12,  # not the width's share of a head, as in the published ones
+        "max_position_embeddings": 2048,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "mrope_section": [2, 2, 2],
+            "mrope_interleaved": True,
+        },
+    }
+    vision = {
+        "depth": 3,
+        "hidden_size": 24,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "out_hidden_size": WIDTH,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0, 2],
+    }
+    config = Qwen3VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=token_id(tokenizer, "<|image_pad|>"),
+        video_token_id=token_id(tokenizer, "<|video_pad|>"),
+        vision_start_token_id=token_id(tokenizer, "<|vision_start|>"),
+        vision_end_token_id=token_id(tokenizer, "<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(seed)
+    return _saved(Qwen3VLForConditionalGeneration(config), tokenizer, folder)
+
+
+def save_tiny_smolvlm(folder: Path, *, seed: int = 0) -> Path:
+    """A SmolVLM2 whose frames of 6 x 6 patches are shuffled to 3 x 3 tokens, and a two-layer Llama."""
+    from transformers import LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGeneration
+    from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfig
+
+    tokenizer = tiny_tokenizer()
+    text = LlamaConfig(
+        vocab_size=len(tokenizer) + SPARE_ROWS,
+        hidden_size=WIDTH,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+    )
+    vision = SmolVLMVisionConfig(
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=42,
+        patch_size=7,
+    )
+    config = SmolVLMConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=token_id(tokenizer, "<|image_pad|>"),
+        scale_factor=2,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(seed)
+    return _saved(SmolVLMForConditionalGeneration(config), tokenizer, folder)
+
+
 def _saved(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
     """Write a model whose every part matters, its tokenizer and its processor's file."""
     for parameter in model.parameters():
@@ -144,3 +225,12 @@ def _saved(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, folder: P
     values = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.3, 0.2, 0.25]}
     (folder / "preprocessor_config.json").write_text(json.dumps(values))
     return folder
+
+
+SAVERS = {
+    "llava_onevision": save_tiny_llava,
+    "qwen2_5_vl": save_tiny_qwen,
+    "qwen3_vl": save_tiny_qwen3,
+    "smolvlm": save_tiny_smolvlm,
+}
+"""A tiny model of each family."""

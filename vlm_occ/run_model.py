@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -80,6 +80,6 @@ def trainable(model: VLMOcc, config: TrainConfig) -> list[dict[str, Any]]:
 
 def recompute_activations(model: VLMOcc) -> None:
     """Let the language model's layers forget their activations and compute them again going backward."""
-    language = cast(Any, model.backbone.model).model.language_model
+    language = model.backbone.language_model
     enable = getattr(language, "activation_checkpointing_enable", language.gradient_checkpointing_enable)
     enable({"use_reentrant": False})  # renamed within transformers 5

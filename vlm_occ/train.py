@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -64,7 +64,7 @@ class TrainingModule(nn.Module):
         self.model, self.config = model, config
         self.cache: dict[str, PerceptionOutput] = {}
         keep_clips(model, keep=not config.data.augment)
-        layers = cast(Any, model.backbone.model).model.language_model.layers
+        layers = model.backbone.language_model.layers
         self._no_split_modules = [type(layers[0]).__name__]  # what accelerate shards one by one under FSDP
 
     def forward(self, scenes: Sequence[LabelledScene]) -> tuple[Tensor, dict[str, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LINEARS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
-LORA_TARGETS = rf".*language_model\.layers\.\d+\.(self_attn|mlp)\.({LINEARS})"
+LANGUAGE_MODELS = "(?:language_model|text_model)"
+"""What the families call their language model."""
+LORA_TARGETS = rf".*{LANGUAGE_MODELS}\.layers\.\d+\.(self_attn|mlp)\.({LINEARS})"
 """Only the language model's: names alone would adapt the vision tower too, whose layers share them."""
 
 
@@ -97,7 +100,8 @@ def adapter_parameters(model: nn.Module, projector: dict[str, nn.Parameter]) -> 
     named = {f"projector.{name}": parameter for name, parameter in projector.items()}
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
-            named["lora." + name.split("language_model.")[-1].replace(".default", "")] = parameter
+            inner = re.split(rf"{LANGUAGE_MODELS}\.", name)[-1]
+            named["lora." + inner.replace(".default", "")] = parameter
         elif "trainable_tokens_delta" in name:
             named["token_rows"] = parameter
     return named

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vlm_occ.config import LoraSettings
-from vlm_occ.language import nano
 from vlm_occ.language.adapters import (
     adapter_parameters,
     add_adapter,
@@ -22,11 +20,9 @@ from vlm_occ.language.adapters import (
     weight_of,
 )
 from vlm_occ.language.attention import Turns, turns_of, use_shared_prefix_attention
-from vlm_occ.language.bases import base_folder, base_hash, default_dtype, load_base, model_type
-from vlm_occ.language.families import FAMILIES, Family, Piece, normalisation
-from vlm_occ.language.frames import IMAGENET_MEAN, IMAGENET_STD
+from vlm_occ.language.family import Family, Piece
 from vlm_occ.language.packing import PREFIX, block_mask, packed_queries, padded
-from vlm_occ.language.prefixes import JointStates, Prefix, PrefixState
+from vlm_occ.language.prefixes import JointStates, Prefix, PrefixState, grown
 from vlm_occ.language.processor import Processor, add_special_tokens
 from vlm_occ.language.splice import Placeholder, Splice
 from vlm_occ.language.tokens import POSE, VOXEL, TokenIds
@@ -62,7 +58,7 @@ class Backbone(nn.Module):
         add_rows(model, ids, vocabulary=len(tokenizer))
         add_adapter(model, ids, lora)
         projector = family.trainable_projector() if train_projector else {}
-        use_shared_prefix_attention(model.model.language_model)
+        use_shared_prefix_attention(family.language_model)
         self.model: PreTrainedModel = model
         self._trainable = adapter_parameters(model, projector)
         self._rows = {index: sorted(ids).index(index) for index in ids[2:]}  # places in `token_rows`
@@ -82,9 +78,14 @@ class Backbone(nn.Module):
         return self.model.device
 
     @property
+    def language_model(self) -> Any:
+        """The decoder, whose layers LoRA adapts."""
+        return self._family.language_model
+
+    @property
     def dtype(self) -> torch.dtype:
         """The number format of the base; adapters and nano's projector are in fp32."""
-        return weight_of(self.model.model.language_model.norm).dtype
+        return weight_of(self.language_model.norm).dtype
 
     def prepare(self, images: Tensor) -> dict[str, Tensor]:
         """Inputs of the vision tower for images uint8 [F, 3, H, W], on the model's device; {} for F = 0."""
@@ -152,8 +153,8 @@ class Backbone(nn.Module):
             turns = turns_of(len(prefixes[0].input_ids), list(map(len, queries[0])), self.device)
         else:
             mask = block_mask(batch.segments, rows=batch.segments.shape[1], dtype=self.dtype)
-        spliced = self._features(prefixes, features)
-        hidden = self._run(batch.input_ids, batch.position_ids, mask, spliced, turns=turns)  # [B, L, D]
+        spliced, deep = self._features(prefixes, features)
+        hidden = self._run(batch.input_ids, batch.position_ids, mask, spliced, deep=deep, turns=turns)
         states = []
         for row, prefix, asked, segments in zip(hidden, prefixes, queries, batch.segments, strict=True):
             lengths = [len(prefix.input_ids), *map(len, asked)]
@@ -167,8 +168,9 @@ class Backbone(nn.Module):
         from transformers import DynamicCache
 
         cache = DynamicCache()
-        spliced = self._features([prefix], [features])
-        hidden = self._run(prefix.input_ids[None], prefix.position_ids[:, None], None, spliced, cache)
+        spliced, deep = self._features([prefix], [features])
+        ids, positions = prefix.input_ids[None], prefix.position_ids[:, None]
+        hidden = self._run(ids, positions, None, spliced, cache, deep=deep)
         return PrefixState(hidden[0], cache, prefix.next_position)
 
     @torch.no_grad()
@@ -236,17 +238,19 @@ class Backbone(nn.Module):
             raise ValueError("this backbone was merged for inference; load it anew to train it")
         return super().train(mode)
 
-    def _features(self, prefixes: list[Prefix], features: list[dict[str, Tensor]]) -> dict[int, Tensor]:
-        """What stands over each placeholder of a batch of prefixes, in order."""
-        spliced = {}
+    def _features(
+        self, prefixes: list[Prefix], features: list[dict[str, Tensor]]
+    ) -> tuple[dict[int, Tensor], list[Tensor]]:
+        """What stands over each placeholder of a batch of prefixes, in order, and DeepStack's features."""
+        spliced, deep = {}, list[Tensor]()
         for key, index in (("pose", self.token_ids.pose), ("voxel", self.token_ids.voxel)):
             rows = [scene[key].to(self.device) for scene in features if key in scene]
             if rows:
                 spliced[index] = torch.cat(rows)  # [N, D]
         frames = [prefix.frames for prefix in prefixes if prefix.frames]
         if frames:
-            spliced[self._family.vision_id] = self._family.vision_features(frames)
-        return spliced
+            spliced[self._family.vision_id], *deep = self._family.vision_features(frames)
+        return spliced, deep
 
     def _token_rows(self, ids: Tensor) -> dict[int, Tensor]:
         """The trained rows of tokens without features in `ids` [B, L], one a place: see `add_adapter`."""
@@ -262,20 +266,31 @@ class Backbone(nn.Module):
         features: dict[int, Tensor],
         cache: Cache | None = None,
         *,
+        deep: list[Tensor] | None = None,
         turns: Turns | None = None,
     ) -> Tensor:
-        """Final states [B, L, D] of ids [B, L] at positions [A, B, L]."""
+        """Final states [B, L, D] of ids [B, L] at positions [A, B, L].
+
+        The language model alone is called: vision features are spliced, positions and mask are given, and
+        `deep` is what the whole model would hand to the layers of a model with DeepStack.
+        """
         device, dtype = self.device.type, self.dtype
-        features = {**self._token_rows(ids), **features}
+        features, layers = {**self._token_rows(ids), **features}, {}
+        if deep:
+            layers = {
+                "visual_pos_masks": ids == self._family.vision_id,  # [B, L]
+                "deepstack_visual_embeds": deep,
+            }
         mixed = torch.autocast(device, dtype=dtype) if dtype != torch.float32 else nullcontext()
         with mixed, self._splice.features(features):  # LoRA's fp32 weights compute in the base's dtype
-            output = self.model.model(
+            output = self.language_model(
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions if self._family.axes > 1 else positions[0],
                 past_key_values=cache,
                 use_cache=cache is not None,
                 turns=turns,
+                **layers,
             )
         return output.last_hidden_state
 
@@ -287,33 +302,3 @@ class Backbone(nn.Module):
                 f"the scene takes {start} positions and the query {longest}, together more than the "
                 f"{self._max_positions} of the language model; use fewer frames or a shorter query"
             )
-
-
-def grown(cache: Cache) -> Cache:
-    """A cache that starts as `cache` and can grow without changing it: growing makes new tensors."""
-    other = copy.copy(cache)
-    other.layers = [copy.copy(layer) for layer in cache.layers]
-    return other
-
-
-def load_backbone(
-    base: str, *, dtype: torch.dtype | None = None, lora: LoraSettings | None = None
-) -> Backbone:
-    """A pretrained VLM ("nano", a folder or a Hub id) with a fresh adapter, on the CPU.
-
-    `dtype` None is bf16 where the machine computes with it, else fp32; without `lora` only token rows train.
-    ValueError where the base is unknown or damaged.
-    """
-    dtype = dtype or default_dtype()
-    if base == "nano":
-        folder = nano.nano_folder()
-        model, tokenizer = nano.load_nano(dtype, folder=folder)
-        family = FAMILIES["llava_onevision"](model, IMAGENET_MEAN, IMAGENET_STD)
-        found = base_hash(folder, skip=("position_embeddings",))  # resampled on this machine
-        return Backbone(family, tokenizer, base_hash=found, lora=lora, train_projector=True).eval()
-    folder = base_folder(base)
-    kind = model_type(folder)
-    found = base_hash(folder)
-    model, tokenizer = load_base(folder, dtype)
-    family = FAMILIES[kind](model, *normalisation(folder, kind))
-    return Backbone(family, tokenizer, base_hash=found, lora=lora).eval()

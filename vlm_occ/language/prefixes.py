@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,3 +44,10 @@ class JointStates:
 
     prefix: Tensor  # [L, D]
     queries: list[Tensor]  # each [l, D]
+
+
+def grown(cache: Cache) -> Cache:
+    """A cache that starts as `cache` and can grow without changing it: growing makes new tensors."""
+    other = copy.copy(cache)
+    other.layers = [copy.copy(layer) for layer in cache.layers]
+    return other

@@ -18,8 +18,9 @@ from vlm_occ.encoders.voxel_tokens import DESCRIBED_CHANNELS, VoxelProjector, de
 from vlm_occ.heads.box import BoxHead, JointState, PointerHead, TokenState
 from vlm_occ.heads.fusion import FusionDecoder, QueryStates
 from vlm_occ.heads.occupancy import ObjectMaskHead
-from vlm_occ.language.backbones import Backbone, load_backbone
+from vlm_occ.language.backbones import Backbone
 from vlm_occ.language.full import train_whole
+from vlm_occ.language.loading import load_backbone
 from vlm_occ.language.prefixes import Prefix, PrefixState
 from vlm_occ.models.batch import Batch, GroundingOutput, ReferredObject, VideoFrames, video_frames
 from vlm_occ.models.decoding import object_masks, pairs_to_decode
