@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft.tuners.trainable_tokens import TrainableTokensLayer
+from tiny_backbones import loaded, queries, scene
 from tiny_models import SAVERS
 from torch import Tensor, nn
 
@@ -17,9 +18,6 @@ from vlm_occ.language.attention import use_shared_prefix_attention
 from vlm_occ.language.backbones import Backbone
 from vlm_occ.language.loading import load_backbone
 from vlm_occ.language.prefixes import Prefix, PrefixState
-
-RANK_4 = LoraSettings(rank=4)
-TEXTS = ("the red car on the left", "what is there?", "nothing")
 
 
 @pytest.fixture(scope="module", params=sorted(SAVERS))
@@ -30,33 +28,6 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def backbone(folder: Path) -> Backbone:
     return loaded(folder)
-
-
-def loaded(folder: Path, *, lora: LoraSettings | None = RANK_4, seed: int = 1) -> Backbone:
-    """A backbone in fp32 whose adapter does something."""
-    backbone = load_backbone(str(folder), dtype=torch.float32, lora=lora)
-    state, generator = backbone.trainable_state(), torch.Generator().manual_seed(seed)
-    for name, value in state.items():
-        state[name] = value + 0.1 * torch.randn(value.shape, generator=generator)
-    backbone.load_trainable_state(state)
-    return backbone
-
-
-def scene(
-    backbone: Backbone, frames: int = 2, voxels: int = 5, *, seed: int = 0, pose: bool = True
-) -> tuple[Prefix, dict[str, Tensor]]:
-    """A prefix and its features."""
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (frames, 3, 60, 100), dtype=torch.uint8, generator=generator)
-    features = {
-        "pose": torch.randn(frames if pose else 0, backbone.hidden_size, generator=generator),
-        "voxel": torch.randn(voxels, backbone.hidden_size, generator=generator),
-    }
-    return backbone.build_prefix(images, voxels, pose=pose), features
-
-
-def queries(backbone: Backbone) -> list[Tensor]:
-    return [backbone.query_ids(text)[0] for text in TEXTS]
 
 
 @contextmanager
@@ -138,6 +109,17 @@ def test_shared_prefix_attention_equals_eager_attention_under_a_block_mask(backb
     torch.testing.assert_close(shared.prefix, eager.prefix, atol=1e-4, rtol=1e-4)
     for one, two in zip(shared.queries, eager.queries, strict=True):
         torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
+
+
+def test_vision_features_enter_the_first_layers_of_a_model_with_deepstack(backbone: Backbone) -> None:
+    prefix, features = scene(backbone)
+    _, deep = backbone._features([prefix], [features])
+    assert len(deep) == (2 if backbone.family == "qwen3_vl" else 0)
+    if deep:  # a forward without them differs, so those above would not have passed without them
+        whole = backbone.encode_prefix(prefix, features).hidden
+        spliced, _ = backbone._features([prefix], [features])
+        without = backbone._run(prefix.input_ids[None], prefix.position_ids[:, None], None, spliced)[0]
+        assert (whole - without)[prefix.voxel_index].abs().max() > 1e-2
 
 
 def test_the_cache_is_as_before_after_queries_and_generation(backbone: Backbone) -> None:

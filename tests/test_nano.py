@@ -16,9 +16,9 @@ from vlm_occ.config import LoraSettings
 from vlm_occ.language import nano
 from vlm_occ.language.adapters import weight_of
 from vlm_occ.language.backbones import Backbone
-from vlm_occ.language.loading import load_backbone
 from vlm_occ.language.bases import default_dtype
 from vlm_occ.language.conversion import convert_vision
+from vlm_occ.language.loading import load_backbone
 from vlm_occ.weights import fetch_member
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 hide_broken_torchvision()
 
-WIDTH = 32
+WIDTH, INNER = 32, 48
+WIDE, WIDE_INNER = 64, 128  # for nf4, whose blocks hold 64 weights
 SPARE_ROWS = 3
 """Embedding rows beyond the tokenizer's; two fewer than our five tokens, so that the matrix has to grow."""
 
@@ -28,13 +29,12 @@ CONTROL = (
     "<|vision_end|>",
     "<|image_pad|>",
     "<|video_pad|>",
-    "<fake_token_around_image>",
-    "<global-img>",
 )
+SMOLVLM_CONTROL = ("<fake_token_around_image>", "<global-img>")
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer without merges: one token a byte, and the control tokens of all families."""
+def tiny_tokenizer(*more: str) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer without merges: one token a byte, control tokens of most families and `more`."""
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -43,7 +43,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in CONTROL])
+    control = [AddedToken(token, normalized=False, special=True) for token in (*CONTROL, *more)]
+    tokenizer.add_special_tokens(control)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
     )
@@ -60,7 +61,7 @@ def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
     return int(tokenizer.get_vocab()[token])
 
 
-def save_tiny_llava(folder: Path, *, seed: int = 0) -> Path:
+def save_tiny_llava(folder: Path, *, seed: int = 0, wide: bool = False) -> Path:
     """A LLaVA-OneVision with a SigLIP tower of 4 x 4 patches (4 tokens a frame) and a two-layer Qwen2."""
     from transformers import (
         LlavaOnevisionConfig,
@@ -72,8 +73,8 @@ def save_tiny_llava(folder: Path, *, seed: int = 0) -> Path:
     tokenizer = tiny_tokenizer()
     text = Qwen2Config(
         vocab_size=len(tokenizer) + SPARE_ROWS,
-        hidden_size=WIDTH,
-        intermediate_size=48,
+        hidden_size=WIDE if wide else WIDTH,
+        intermediate_size=WIDE_INNER if wide else INNER,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -96,21 +97,22 @@ def save_tiny_llava(folder: Path, *, seed: int = 0) -> Path:
     return _saved(LlavaOnevisionForConditionalGeneration(config), tokenizer, folder)
 
 
-def save_tiny_qwen(folder: Path, *, seed: int = 0) -> Path:
+def save_tiny_qwen(folder: Path, *, seed: int = 0, wide: bool = False) -> Path:
     """A Qwen2.5-VL with a two-layer tower and a two-layer language model with untied embeddings."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     tokenizer = tiny_tokenizer()
+    axes = [4, 2, 2] if wide else [2, 1, 1]
     text = {
         "vocab_size": len(tokenizer) + SPARE_ROWS,
-        "hidden_size": WIDTH,
-        "intermediate_size": 48,
+        "hidden_size": WIDE if wide else WIDTH,
+        "intermediate_size": WIDE_INNER if wide else INNER,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 2048,
         "tie_word_embeddings": False,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]},
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": axes},
     }
     vision = {
         "depth": 2,
@@ -119,7 +121,7 @@ def save_tiny_qwen(folder: Path, *, seed: int = 0) -> Path:
         "num_heads": 2,
         "patch_size": 14,
         "spatial_merge_size": 2,
-        "out_hidden_size": WIDTH,
+        "out_hidden_size": WIDE if wide else WIDTH,
         "fullatt_block_indexes": [1],
         "window_size": 56,
     }
@@ -136,24 +138,24 @@ def save_tiny_qwen(folder: Path, *, seed: int = 0) -> Path:
     return _saved(Qwen2_5_VLForConditionalGeneration(config), tokenizer, folder)
 
 
-def save_tiny_qwen3(folder: Path, *, seed: int = 0) -> Path:
+def save_tiny_qwen3(folder: Path, *, seed: int = 0, wide: bool = False) -> Path:
     """A Qwen3-VL: three layers in tower and language model, DeepStack from two of the tower's into two."""
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     tokenizer = tiny_tokenizer()
     text = {
         "vocab_size": len(tokenizer) + SPARE_ROWS,
-        "hidden_size": WIDTH,
-        "intermediate_size": 48,
+        "hidden_size": WIDE if wide else WIDTH,
+        "intermediate_size": WIDE_INNER if wide else INNER,
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "head_dim": 12,  # not the width's share of a head, as in the published ones
+        "head_dim": 16 if wide else 12,  # 12: not the width's share of a head, as in some published ones
         "max_position_embeddings": 2048,
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 1e4,
-            "mrope_section": [2, 2, 2],
+            "mrope_section": [4, 2, 2] if wide else [2, 2, 2],
             "mrope_interleaved": True,
         },
     }
@@ -164,7 +166,7 @@ def save_tiny_qwen3(folder: Path, *, seed: int = 0) -> Path:
         "num_heads": 2,
         "patch_size": 14,
         "spatial_merge_size": 2,
-        "out_hidden_size": WIDTH,
+        "out_hidden_size": WIDE if wide else WIDTH,
         "num_position_embeddings": 16,
         "deepstack_visual_indexes": [0, 2],
     }
@@ -181,16 +183,16 @@ def save_tiny_qwen3(folder: Path, *, seed: int = 0) -> Path:
     return _saved(Qwen3VLForConditionalGeneration(config), tokenizer, folder)
 
 
-def save_tiny_smolvlm(folder: Path, *, seed: int = 0) -> Path:
+def save_tiny_smolvlm(folder: Path, *, seed: int = 0, wide: bool = False) -> Path:
     """A SmolVLM2 whose frames of 6 x 6 patches are shuffled to 3 x 3 tokens, and a two-layer Llama."""
     from transformers import LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGeneration
     from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfig
 
-    tokenizer = tiny_tokenizer()
+    tokenizer = tiny_tokenizer(*SMOLVLM_CONTROL)
     text = LlamaConfig(
         vocab_size=len(tokenizer) + SPARE_ROWS,
-        hidden_size=WIDTH,
-        intermediate_size=48,
+        hidden_size=WIDE if wide else WIDTH,
+        intermediate_size=WIDE_INNER if wide else INNER,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

@@ -68,7 +68,15 @@ def weight_names(model: VLMOcc) -> dict[str, Weight]:
 
 
 def make_shardable(model: VLMOcc) -> None:
-    """Give scalar parameters one dimension and all a contiguous layout: FSDP2 shards no others."""
+    """Give scalar parameters one dimension and all a contiguous layout: FSDP2 shards no others.
+
+    ValueError for a quantised base, whose scales would stay behind.
+    """
+    if model.config.quantization != "none":
+        raise ValueError(
+            f"quantization = {model.config.quantization!r} under FSDP, which cannot shard quantised layers; "
+            "use configs/accelerate/multi_gpu.yaml, or quantization: none"
+        )
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.ndim == 0:

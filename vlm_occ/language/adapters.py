@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_occ.config import LoraSettings
+from vlm_occ.language.quantisation import is_quantised, plain_layer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,13 +83,23 @@ def add_adapter(model: PreTrainedModel, tokens: Sequence[int], lora: LoraSetting
 
 
 def merge_adapter(model: nn.Module) -> None:
-    """Add the adapter's weights to the base's: inference as fast as without it, and no way back."""
+    """Add the adapter's weights to the base's: inference as fast as without it, and no way back.
+
+    A quantised layer becomes a plain one: the sum rounded to few bits would lose what LoRA has learned.
+    """
     from peft.tuners.lora import LoraLayer
     from peft.tuners.trainable_tokens import TrainableTokensLayer
 
-    for module in model.modules():
+    dtype = weight_of(model.get_input_embeddings()).dtype  # type: ignore[operator]
+    for module in list(model.modules()):
         if isinstance(module, LoraLayer) and not module.merged:
-            module.merge()
+            base, names = module.get_base_layer(), list(module.active_adapters)
+            if is_quantised(base):
+                changes = [module.get_delta_weight(name).detach() for name in names]  # type: ignore[operator]
+                module.base_layer = plain_layer(base, sum(changes), dtype)  # type: ignore[arg-type]
+                module.merged_adapters = names
+            else:
+                module.merge()
         elif isinstance(module, TrainableTokensLayer):
             weight = weight_of(module.get_base_layer())
             for name, rows in module.trainable_tokens_delta.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -24,6 +24,7 @@ from vlm_occ.language.family import Family, Piece
 from vlm_occ.language.packing import PREFIX, block_mask, packed_queries, padded
 from vlm_occ.language.prefixes import JointStates, Prefix, PrefixState, grown
 from vlm_occ.language.processor import Processor, add_special_tokens
+from vlm_occ.language.quantisation import move_statistics
 from vlm_occ.language.splice import Placeholder, Splice
 from vlm_occ.language.tokens import POSE, VOXEL, TokenIds
 
@@ -238,6 +239,12 @@ class Backbone(nn.Module):
             raise ValueError("this backbone was merged for inference; load it anew to train it")
         return super().train(mode)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
+        """As every module's, behind `to`, `cuda` and `half`; 8-bit layers' scales follow."""
+        super()._apply(fn, recurse)
+        move_statistics(self)
+        return self
+
     def _features(
         self, prefixes: list[Prefix], features: list[dict[str, Tensor]]
     ) -> tuple[dict[int, Tensor], list[Tensor]]:
@@ -275,22 +282,16 @@ class Backbone(nn.Module):
         `deep` is what the whole model would hand to the layers of a model with DeepStack.
         """
         device, dtype = self.device.type, self.dtype
-        features, layers = {**self._token_rows(ids), **features}, {}
-        if deep:
-            layers = {
-                "visual_pos_masks": ids == self._family.vision_id,  # [B, L]
-                "deepstack_visual_embeds": deep,
-            }
+        features = {**self._token_rows(ids), **features}
         mixed = torch.autocast(device, dtype=dtype) if dtype != torch.float32 else nullcontext()
         with mixed, self._splice.features(features):  # LoRA's fp32 weights compute in the base's dtype
             output = self.language_model(
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions if self._family.axes > 1 else positions[0],
-                past_key_values=cache,
                 use_cache=cache is not None,
                 turns=turns,
-                **layers,
+                **self._family.extra_arguments(ids, cache, deep or []),
             )
         return output.last_hidden_state
 

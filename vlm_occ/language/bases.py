@@ -11,6 +11,7 @@ import torch
 
 from vlm_occ.language.bars import without_bars
 from vlm_occ.language.families import FAMILIES
+from vlm_occ.language.quantisation import Quantization, keep_exact, quantised_loading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,8 +45,8 @@ def base_folder(base: str) -> Path:
         except (OSError, HfHubHTTPError, HFValidationError) as error:
             reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
     raise ValueError(
-        f"unknown base model {base!r} ({reason}); give 'nano', a folder of a LLaVA-OneVision or Qwen2.5-VL "
-        "model in transformers' format, or the Hub id of one"
+        f"unknown base model {base!r} ({reason}); give 'nano', a folder of a model in transformers' "
+        f"format ({', '.join(sorted(FAMILIES))}), or the Hub id of one"
     )
 
 
@@ -61,7 +62,9 @@ def model_type(folder: Path) -> str:
     return found
 
 
-def load_base(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_base(
+    folder: Path, dtype: torch.dtype, quantization: Quantization = "none"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer in a folder. ValueError where its files are missing or damaged."""
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoTokenizer
@@ -70,7 +73,11 @@ def load_base(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTra
         tokenizer = AutoTokenizer.from_pretrained(folder)
         with without_bars():
             model = AutoModelForImageTextToText.from_pretrained(
-                folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
+                folder,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                **quantised_loading(quantization, dtype),
             )
     except (OSError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -78,6 +85,7 @@ def load_base(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTra
     template = folder / "chat_template.json"  # where older processors keep it
     if not tokenizer.chat_template and template.is_file():
         tokenizer.chat_template = json.loads(template.read_text())["chat_template"]
+    keep_exact(model)
     return model.eval(), tokenizer
 
 

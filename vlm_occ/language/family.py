@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,17 @@ class Family(ABC):
     def positions(self, pieces: list[Piece]) -> Tensor:
         """Rotary positions [A, L] of the tokens of a prefix."""
         return torch.arange(sum(len(piece.ids) for piece in pieces))[None]  # [1, L]
+
+    def extra_arguments(self, ids: Tensor, cache: Cache | None, deep: list[Tensor]) -> dict[str, Any]:
+        """Arguments of the language model for ids [B, L] whose names differ between versions and families.
+
+        `deep` is what `vision_features` returned after the embeddings.
+        """
+        named = inspect.signature(self.language_model.forward).parameters
+        arguments: dict[str, Any] = {"cache" if "cache" in named else "past_key_values": cache}
+        if deep:
+            arguments |= {"visual_pos_masks": ids == self.vision_id, "deepstack_visual_embeds": deep}
+        return arguments
 
     def trainable_projector(self) -> dict[str, nn.Parameter]:
         """Free what stands between vision tower and language model, in fp32; only for an untrained one."""

@@ -15,6 +15,7 @@ from torch import nn
 
 from vlm_occ.language.bars import without_bars
 from vlm_occ.language.conversion import convert_language, convert_vision
+from vlm_occ.language.quantisation import Quantization, keep_exact, quantised_loading
 from vlm_occ.language.tokens import SPECIAL_TOKENS
 from vlm_occ.weights import Package, cached, fetch_member
 
@@ -90,7 +91,7 @@ def convert_nano(folder: Path) -> None:
 
 
 def load_nano(
-    dtype: torch.dtype, *, folder: Path | None = None
+    dtype: torch.dtype, *, folder: Path | None = None, quantization: Quantization = "none"
 ) -> tuple[LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast]:
     """The model and its tokenizer; the projector between the two is untrained, the same in every process.
 
@@ -102,13 +103,19 @@ def load_nano(
     with without_bars():
         vision = Dinov2Model.from_pretrained(folder / "vision", dtype=dtype, attn_implementation="sdpa")
         language = LlamaForCausalLM.from_pretrained(
-            folder / "language", dtype=dtype, attn_implementation="sdpa"
+            folder / "language",
+            dtype=dtype,
+            attn_implementation="sdpa",
+            **quantised_loading(quantization, dtype),
         )
+    keep_exact(language)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "language")
     video, image = tokenizer.convert_tokens_to_ids([VIDEO, IMAGE])
     model = join(vision, language, video_token=video, image_token=image)
     model.model.multi_modal_projector.to(dtype)
     model.model.image_newline.data = model.model.image_newline.data.to(dtype)
+    for mark in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # by which peft knows quantised layers
+        setattr(model, mark, getattr(language, mark, False))
     return model, tokenizer
 
 

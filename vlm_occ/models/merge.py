@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from vlm_occ.language.backbones import Backbone
+from vlm_occ.language.quantisation import forget_quantisation
 from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.models.checkpoint import load_checkpoint, load_model_state, model_state, save_checkpoint
 
@@ -24,8 +25,9 @@ def merge_checkpoint(model: VLMOcc, out: Path) -> VLMOcc:
     """Write `model` with its LoRA folded into the base model; the merged model.
 
     `out` becomes a checkpoint whose base model is in `out`/base, in transformers' format, with tokenizer; its
-    config holds that folder's full path and no LoRA. `model` itself is merged for good. ValueError where
-    `out` exists or `model` has no LoRA.
+    config holds that folder's full path and no LoRA. `model` itself is merged for good. Quantised layers
+    become plain ones, for LoRA has learned beside the rounded weights: what is written answers as `model`
+    did, and may be quantised anew by its config. ValueError where `out` exists or `model` has no LoRA.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists; give a new folder for the merged checkpoint")
@@ -36,7 +38,7 @@ def merge_checkpoint(model: VLMOcc, out: Path) -> VLMOcc:
     base = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         write_base(model.backbone, base)
-        merged = VLMOcc.from_config(replace(model.config, base=str(base), lora=None))
+        merged = VLMOcc.from_config(replace(model.config, base=str(base), lora=None, quantization="none"))
         load_model_state(merged, state, where="the merged model")
         merged.config = replace(merged.config, base=str((out / "base").resolve()))
         save_checkpoint(merged, out)
@@ -50,6 +52,7 @@ def merge_checkpoint(model: VLMOcc, out: Path) -> VLMOcc:
 def write_base(backbone: Backbone, folder: Path) -> None:
     """Write a backbone's base model with LoRA and token rows added, its tokenizer and normalisation."""
     backbone.merge()
+    forget_quantisation(backbone.model)
     backbone.model.save_pretrained(folder, state_dict=merged_weights(backbone))
     backbone.tokenizer.save_pretrained(folder)
     family = backbone._family
