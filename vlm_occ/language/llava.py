@@ -10,7 +10,15 @@ from vlm_occ.language.frames import normalised, resized
 
 
 class LlavaOnevision(Family):
-    """LLaVA-OneVision: one video of square frames, 2x2-pooled, with one newline embedding at its end."""
+    """LLaVA-OneVision: one video of square frames, 2x2-pooled, with one newline embedding at its end.
+
+    LLaVA-Video in its class (language/llava_video.py) has a newline after each row of a frame instead.
+    """
+
+    @property
+    def newline_a_row(self) -> bool:
+        """Whether each row of a frame ends with the newline embedding."""
+        return getattr(self.model.config, "mm_newline_position", "one_token") == "grid"
 
     @property
     def vision_id(self) -> int:
@@ -31,11 +39,12 @@ class LlavaOnevision(Family):
         return {"pixels": normalised(frames, self.mean, self.std)}  # [F, 3, h, w]
 
     def frame_pieces(self, prepared: dict[str, Tensor]) -> list[list[Piece]]:
-        side = self.frame_side
-        return [[Piece([self.vision_id] * side**2, (side, side))] for _ in prepared["pixels"]]
+        rows = self.frame_side
+        columns = rows + self.newline_a_row
+        return [[Piece([self.vision_id] * rows * columns, (rows, columns))] for _ in prepared["pixels"]]
 
     def closing_pieces(self, frames: int) -> list[Piece]:
-        return [Piece([self.vision_id])] if frames else []
+        return [Piece([self.vision_id])] if frames and not self.newline_a_row else []
 
     def vision_features(self, prepared: list[dict[str, Tensor]]) -> list[Tensor]:
         inner = self.model.model
@@ -46,6 +55,10 @@ class LlavaOnevision(Family):
         features = inner.get_video_features(pixels.to(inner.vision_tower.dtype)).pooler_output
         features = features[:, : self.frame_side**2]  # [F, n, D]; some versions add the newline here
         newline = inner.image_newline[None].to(features)
+        if self.newline_a_row:
+            grid = features.unflatten(1, (self.frame_side, self.frame_side))  # [F, h, w, D]
+            ends = newline.expand(*grid.shape[:2], 1, -1)
+            return [torch.cat((grid, ends), dim=2).flatten(0, 2)]  # [F h (w + 1), D]
         clips = features.split([count for count in counts if count])
         return [torch.cat([rows for clip in clips for rows in (clip.flatten(0, 1), newline)])]  # [N, D]
 
