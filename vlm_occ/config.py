@@ -58,7 +58,7 @@ class ModelConfig:
 
     base: str = "nano"  # "nano", a local folder, or a Hub id
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    quantization: Literal["none", "int8", "nf4"] = "none"  # of the language model\'s frozen layers
+    quantization: Literal["none", "int8", "nf4"] = "none"  # of the language model's frozen layers
     pose_source: Literal["known", "learned", "cut3r", "none"] = "known"
     cut3r: str | None = None  # CUT3R's weights, for pose_source "cut3r"
     vlm_frames: int = 1  # how many of a scene's latest frames the VLM sees; the voxel encoder sees them all

@@ -281,7 +281,7 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
     def from_config(cls, config: ModelConfig, *, seed: int = 0) -> VLMOcc:
         """A model with pretrained base weights and untrained heads, the same for the same seed."""
         dtype = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
-        backbone = load_backbone(config.base, dtype=dtype, lora=config.lora)
+        backbone = load_backbone(config.base, dtype=dtype, lora=config.lora, quantization=config.quantization)
         if config.full_language:
             train_whole(backbone)
         with torch.random.fork_rng(devices=[]):

@@ -93,6 +93,7 @@ def save_checkpoint(model: VLMOcc, folder: Path, *, dtype: torch.dtype | None = 
 
     def write(path: Path) -> None:
         config = {
+            "model_type": "vlm_occ",  # by which transformers' Auto classes know it: models/auto.py
             "format_version": FORMAT_VERSION,
             "base_hash": model.backbone.base_hash,
             "model": to_dict(model.config),
@@ -170,16 +171,17 @@ def find_checkpoint(name: str) -> Path | None:
         raise ValueError(
             f"unknown model {name!r}: expected 'nano', the folder of a checkpoint, or a Hub id (owner/name)"
         )
-    return _download(name)
+    return download(name)
 
 
-def _download(repo_id: str) -> Path:
+def download(repo_id: str, revision: str | None = None) -> Path:
     """A checkpoint from the Hub, safetensors and JSON only."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=["*.json", "*.safetensors"]))
+        patterns = ["*.json", "*.safetensors"]
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
             f"could not fetch the model {repo_id!r} from the Hub ({str(error).splitlines()[0]}); check the "
@@ -206,13 +208,29 @@ def load_checkpoint(name: str) -> VLMOcc:
     return model
 
 
-def push_checkpoint(model: VLMOcc, repo_id: str, *, private: bool = False) -> str:
-    """Upload a checkpoint to the Hub; the address of the commit."""
+def push_checkpoint(
+    model: VLMOcc, repo_id: str, *, private: bool = False, results: Path | None = None
+) -> str:
+    """Upload a checkpoint to the Hub, with a card of the figures in a results file; the commit's address."""
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    api = HfApi()
+    from vlm_occ.models.card import model_card
+
+    card = model_card(model, repo_id, results)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint"
         save_checkpoint(model, path)
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        return str(api.upload_folder(repo_id=repo_id, folder_path=path).commit_url)
+        (path / "README.md").write_text(card)
+        try:
+            api = HfApi()
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repo_id, folder_path=path, delete_patterns=["*.safetensors"]
+            )  # an older version may have more files
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            raise ValueError(
+                f"could not upload to {repo_id!r} ({str(error).splitlines()[0]}); check the name, and that "
+                "`hf auth login` was done with a token that may write"
+            ) from error
+    return str(commit.commit_url)

@@ -18,8 +18,9 @@ class Saving:
 
         save_checkpoint(cast("VLMOcc", self), Path(folder))
 
-    def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
-        """Upload a checkpoint to the Hub; the address of the commit."""
+    def push_to_hub(self, repo_id: str, *, private: bool = False, results: str | Path | None = None) -> str:
+        """Upload a checkpoint, its card with the figures of a results file; the commit's address."""
         from vlm_occ.models.checkpoint import push_checkpoint
 
-        return push_checkpoint(cast("VLMOcc", self), repo_id, private=private)
+        path = None if results is None else Path(results)
+        return push_checkpoint(cast("VLMOcc", self), repo_id, private=private, results=path)
