@@ -35,6 +35,7 @@ REQUIRED = {
 OPTIONAL = {
     "tensorboard": ("train", "training curves"),
     "pyarrow": ("train", "the Parquet index of Talk2Occ"),
+    "bitsandbytes": ("quant", "bases in 8 and 4 bits"),
     "pytest": ("test", "the tests"),
 }
 """Distribution: the extra that brings it, and what for."""
@@ -72,7 +73,7 @@ def examine() -> list[Finding]:
     from vlm_occ.weights import hide_broken_torchvision
 
     hide_broken_torchvision()
-    return [*findings, *_torchvision(), *_devices(), *_products(), *_sparse(), *_cache()]
+    return [*findings, *_torchvision(), *_devices(), *_products(), *_sparse(), *_sparse_backends(), *_cache()]
 
 
 def _version(package: str) -> str | None:
@@ -162,6 +163,7 @@ def _sparse() -> Iterator[Finding]:
     from torch.nn.functional import conv3d
 
     from vlm_occ.encoders.sparse import SparseTensor, SubmanifoldConv3d, unravel_batch
+    from vlm_occ.encoders.sparse_backends import chosen_backend
 
     shape = (40, 40, 16)
     layer = SubmanifoldConv3d(16, 16)
@@ -175,7 +177,26 @@ def _sparse() -> Iterator[Finding]:
             start = time.perf_counter()
             worst = (layer.to(device)(moved).features.cpu() - expected).abs().max().item()
             words = f"runs ({1000 * (time.perf_counter() - start):.0f} ms, error {worst:.2g})"
-            yield Finding("ok" if worst < 1e-2 else "broken", f"{device} sparse conv", words)
+            backend = chosen_backend(moved.features.device)
+            yield Finding("ok" if worst < 1e-2 else "broken", f"{device} sparse conv", f"{backend} {words}")
+
+
+def _sparse_backends() -> Iterator[Finding]:
+    """Which packages can compute sparse convolutions here, and why others cannot."""
+    import torch
+
+    from vlm_occ.encoders.sparse_backends import MODULES, installed, lack
+
+    device = torch.device(_device_names()[-1])
+    for backend in MODULES:
+        found, reason = installed(backend), lack(backend, device)
+        if not reason:
+            yield Finding("ok", f"sparse: {backend}", f"{found}, used on {device}")
+        elif device.type == "cpu":
+            yield Finding("note", f"sparse: {backend}", f"{found or 'not installed'}; needs a GPU, none here")
+        else:
+            words, _, remedy = reason.partition("; run: ")
+            yield Finding("broken" if found else "missing", f"sparse: {backend}", words, remedy)
 
 
 def _device_names() -> list[str]:

@@ -1,5 +1,7 @@
 """Exact sparse 3D convolutions in pure torch, with spconv's semantics and weight layout.
 
+On a GPU the layers may run on spconv's kernels instead: see sparse_backends.py.
+
 A rulebook lists the (source voxel, target voxel) pairs of each kernel offset (Graham et al. 2018,
 submanifold sparse convolutional networks). One pass gathers the sources of all pairs, multiplies each
 offset's slice by its matrix and sums the pairs of each target. Measured on four shifted copies of a real
@@ -14,11 +16,14 @@ import itertools
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
+
+from vlm_occ.encoders.sparse_backends import Kernel, chosen_backend, convolve_with, package_of
 
 Shape = tuple[int, int, int]
 
@@ -56,10 +61,13 @@ class SparseTensor:
     shape: Shape
     batch_size: int
     rulebooks: dict[int, Rulebook] = field(default_factory=dict, repr=False)  # of submanifold kernels, shared
+    neighbours: dict[Any, Any] = field(default_factory=dict, repr=False)  # the same for other backends
 
     def with_features(self, features: Tensor) -> SparseTensor:
         """The same voxels with other features [M, C]; rulebooks are shared."""
-        return SparseTensor(self.index, features, self.shape, self.batch_size, self.rulebooks)
+        return SparseTensor(
+            self.index, features, self.shape, self.batch_size, self.rulebooks, self.neighbours
+        )
 
     def dense(self) -> Tensor:
         """The dense volume [B, C, X, Y, Z], zero where there is no voxel."""
@@ -189,9 +197,25 @@ class _SparseLayer(nn.Module):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 
-    def _apply_pairs(self, features: Tensor, rulebook: Rulebook) -> Tensor:
-        result = convolve(features, self.weight, rulebook)
-        return result if self.bias is None else result + self.bias
+    def _biased(self, features: Tensor) -> Tensor:
+        return features if self.bias is None else features + self.bias
+
+    def _by_package(self, tensor: SparseTensor, kernel: Kernel, package: Any) -> SparseTensor:
+        """The convolution by a package with spconv's interface."""
+        index, features, shape = convolve_with(
+            package,
+            kernel,
+            self.weight,
+            index=tensor.index,
+            features=tensor.features,
+            shape=tensor.shape,
+            batch_size=tensor.batch_size,
+            shared=tensor.neighbours,
+        )
+        features = self._biased(features)
+        if kernel.submanifold:
+            return tensor.with_features(features)
+        return SparseTensor(index, features, shape, tensor.batch_size)
 
 
 class SubmanifoldConv3d(_SparseLayer):
@@ -206,8 +230,12 @@ class SubmanifoldConv3d(_SparseLayer):
 
     def forward(self, tensor: SparseTensor) -> SparseTensor:
         """Features [M, in] to [M, out] on the same voxels."""
+        backend = chosen_backend(tensor.features.device)
+        if backend != "reference":
+            kernel = Kernel(self.kernel, padding=self.kernel // 2, submanifold=True)
+            return self._by_package(tensor, kernel, package_of(backend))
         pairs = submanifold_rulebook(tensor, self.kernel)
-        return tensor.with_features(self._apply_pairs(tensor.features, pairs))
+        return tensor.with_features(self._biased(convolve(tensor.features, self.weight, pairs)))
 
 
 class SparseConv3d(_SparseLayer):
@@ -221,7 +249,12 @@ class SparseConv3d(_SparseLayer):
 
     def forward(self, tensor: SparseTensor) -> SparseTensor:
         """Features [M, in] on a grid to [N, out] on a grid that is `stride` times coarser."""
+        backend = chosen_backend(tensor.features.device)
+        if backend != "reference":
+            kernel = Kernel(self.kernel, self.stride, self.padding)
+            return self._by_package(tensor, kernel, package_of(backend))
         pairs, index, shape = strided_rulebook(
             tensor, kernel=self.kernel, stride=self.stride, padding=self.padding
         )
-        return SparseTensor(index, self._apply_pairs(tensor.features, pairs), shape, tensor.batch_size)
+        features = self._biased(convolve(tensor.features, self.weight, pairs))
+        return SparseTensor(index, features, shape, tensor.batch_size)
