@@ -91,9 +91,10 @@ def check(published: dict[str, Any], folder: Path) -> None:
     }
     for name, allowed in known.items():
         if (value := published.get(name, allowed[0])) not in allowed:
+            expected = " or ".join(map(str, allowed))
             raise ValueError(
-                f"{folder / 'config.json'} has {name} = {value!r}, expected "
-                f"{' or '.join(map(str, allowed))}; only LLaVA-Video and LLaVA-OneVision models of that kind can be converted"
+                f"{folder / 'config.json'} has {name} = {value!r}, expected {expected}; only LLaVA-Video and "
+                "LLaVA-OneVision models of that kind can be converted"
             )
 
 
