@@ -4,13 +4,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from vlm_occ.language.loading import load_backbone
+from vlm_occ.language.quantisation import Quantization
 
 ROOT = Path(__file__).parents[1]
-KINDS = (("float32", "none"), ("bfloat16", "none"), ("bfloat16", "int8"), ("bfloat16", "nf4"))
+KINDS = zip(("float32", "bfloat16", "bfloat16", "bfloat16"), ("none", *get_args(Quantization)), strict=True)
 
 if __name__ == "__main__":
     base = sys.argv[1] if len(sys.argv) > 1 else "nano"
@@ -24,7 +26,7 @@ if __name__ == "__main__":
             states = backbone._run(ids[None], place, None, {})[0]
             scores = backbone.logits(states).float().log_softmax(-1)
         states, exact = states.float(), states.float() if not rows else exact
-        row = {"dtype": dtype, "quantization": kind}
+        row: dict[str, object] = {"dtype": dtype, "quantization": kind}
         row["nats_per_token"] = round(-scores[:-1].gather(1, ids[1:, None]).mean().item(), 4)
         row["cosine_to_float32"] = round(torch.cosine_similarity(states, exact, dim=-1).mean().item(), 5)
         row["megabytes"] = round(sum(p.nbytes for p in backbone.parameters()) / 1e6, 1)

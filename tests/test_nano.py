@@ -117,7 +117,7 @@ def test_a_frame_becomes_36_tokens_that_depend_on_it(backbone: Backbone) -> None
     prefix = backbone.build_prefix(images, 0)
     vision = prefix.input_ids == backbone._family.vision_id
     assert int(vision.sum()) == 2 * 36 + 1  # and the newline of the video
-    features = backbone._family.vision_features([prefix.frames]).detach()
+    features = backbone._family.vision_features([prefix.frames])[0].detach()
     assert features.shape == (73, 576) and torch.isfinite(features).all()
     assert not torch.allclose(features[:36], features[36:72])
     words = weight_of(backbone.model.get_input_embeddings()).detach()

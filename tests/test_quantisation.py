@@ -168,7 +168,7 @@ def adapted(tiny: Path, base: Path, kind: Quantization) -> VLMOcc:
     return model.eval()
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("int8", 0.05), ("nf4", 1e-4)])
+@pytest.mark.parametrize(("kind", "tolerance", "cosine"), [("int8", 0.05, 0.9), ("nf4", 1e-4, 0.99999)])
 def test_a_merged_model_is_a_plain_one_that_answers_as_the_quantised_one_did(
     folder: Path,
     tiny: Path,
@@ -176,18 +176,19 @@ def test_a_merged_model_is_a_plain_one_that_answers_as_the_quantised_one_did(
     tmp_path: Path,
     kind: Quantization,
     tolerance: float,
+    cosine: float,
 ) -> None:
+    """Int8 inference rounds activations too, which a plain model does not: it is only near."""
+    texts = ["the red car", "a bus"]
     model = adapted(tiny, folder, kind)
     state = model.encode(scenes[0].scene)
-    before, hidden = model.token_scores(state, ["the red car", "a bus"]), state.token_states
+    before, hidden = model.token_scores(state, texts), state.token_states
     merge_checkpoint(model, tmp_path / "merged")
     merged = VLMOcc.from_pretrained(str(tmp_path / "merged"))
     assert merged.config.quantization == "none" and not quantised_layers(merged.backbone)
     state = merged.encode(scenes[0].scene)
-    torch.testing.assert_close(
-        merged.token_scores(state, ["the red car", "a bus"]), before, atol=tolerance, rtol=0
-    )
-    torch.testing.assert_close(state.token_states, hidden, atol=10 * tolerance, rtol=0)
+    torch.testing.assert_close(merged.token_scores(state, texts), before, atol=tolerance, rtol=0)
+    assert nn.functional.cosine_similarity(state.token_states, hidden, dim=-1).min() > cosine
 
 
 def test_an_adapter_moves_between_precisions(folder: Path, tiny: Path) -> None:

@@ -47,27 +47,28 @@ class Layer:
         self.stride, self.padding, self.key = stride, padding, indice_key
 
     def _conv_forward(self, training: bool, tensor: Sparse, weight: Tensor, bias: Tensor | None) -> Sparse:
-        assert (
-            training and bias is None and weight.shape == self.shape and weight.dtype == tensor.features.dtype
-        )
+        assert training and bias is None
+        assert weight.shape == self.shape and weight.dtype == tensor.features.dtype
         place = tensor.indices.long()
-        volume = SparseTensor(place, tensor.features, tuple(tensor.spatial_shape), tensor.batch_size).dense()  # type: ignore[arg-type]
-        options = {"stride": self.stride, "padding": self.padding}
-        dense = functional.conv3d(volume.float(), weight.float().permute(0, 4, 1, 2, 3), **options)
+        dense = self._dense(tensor, tensor.features.float(), weight.float().permute(0, 4, 1, 2, 3))
         if self.key:
             tensor.indice_dict[self.key] = tensor.indice_dict.get(self.key, 0) + 1
         else:
-            ones = SparseTensor(
-                place, torch.ones(len(place), 1), tuple(tensor.spatial_shape), tensor.batch_size
-            )  # type: ignore[arg-type]
-            kernel = torch.ones(1, 1, *weight.shape[1:4])
-            place = (functional.conv3d(ones.dense(), kernel, **options)[:, 0] > 0).nonzero()
+            ones = torch.ones(len(place), 1), torch.ones(1, 1, *weight.shape[1:4])
+            place = (self._dense(tensor, *ones)[:, 0] > 0).nonzero()
             place = place[torch.randperm(len(place))]
         batch, x, y, z = place.unbind(1)
         features = dense[batch, :, x, y, z].to(tensor.features.dtype)
         result = Sparse(features.contiguous(), place.int(), list(dense.shape[2:]), tensor.batch_size)
         result.indice_dict = tensor.indice_dict
         return result
+
+    def _dense(self, tensor: Sparse, features: Tensor, weight: Tensor) -> Tensor:
+        """The dense convolution [B, out, X, Y, Z] of features on a tensor's voxels."""
+        size_x, size_y, size_z = tensor.spatial_shape
+        shape = (size_x, size_y, size_z)
+        volume = SparseTensor(tensor.indices.long(), features, shape, tensor.batch_size).dense()
+        return functional.conv3d(volume, weight, stride=self.stride, padding=self.padding)
 
 
 @pytest.fixture
@@ -164,10 +165,8 @@ def test_a_backend_on_the_gpu_equals_the_reference(
     torch.manual_seed(0)
     tensor = random_tensor(channels=16)
     tensor = SparseTensor(tensor.index.to(GPU), tensor.features.to(GPU), tensor.shape, 2)
-    layers = torch.nn.Sequential(
-        SubmanifoldConv3d(16, 16), SubmanifoldConv3d(16, 16), SparseConv3d(16, 32, 2, 2, 0)
-    )
-    layers.to(GPU)
+    first = SubmanifoldConv3d(16, 16)
+    layers = torch.nn.Sequential(first, SubmanifoldConv3d(16, 16), SparseConv3d(16, 32, 2, 2, 0)).to(GPU)
     results = []
     for name in ("reference", backend):
         monkeypatch.setenv(VARIABLE, name)
@@ -175,7 +174,8 @@ def test_a_backend_on_the_gpu_equals_the_reference(
         with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
             output = layers(tensor.with_features(tensor.features))
         output.features.float().square().sum().backward()
-        results.append((output.index, output.features.float(), layers[0].weight.grad.clone()))
+        assert first.weight.grad is not None
+        results.append((output.index, output.features.float(), first.weight.grad.clone()))
     assert torch.equal(results[0][0], results[1][0])
     scale = results[0][1].abs().max()
     torch.testing.assert_close(results[1][1] / scale, results[0][1] / scale, atol=tolerance, rtol=0)

@@ -39,7 +39,7 @@ def chosen_backend(device: torch.device) -> Backend:
     """The backend for tensors of a device; ValueError where VLM_OCC_SPARSE names one that can't be used."""
     name = os.environ.get(VARIABLE, "auto")
     if name == "auto":
-        usable = [backend for backend in MODULES if not lack(backend, device)]
+        usable: list[Backend] = [backend for backend in MODULES if not lack(backend, device)]
         return usable[0] if usable else "reference"
     if name not in ("reference", *MODULES):
         choices = ", ".join(("auto", "reference", *MODULES))

@@ -115,6 +115,7 @@ def move_statistics(model: nn.Module) -> None:
         if not is_quantised(layer) or not hasattr(layer, "state"):
             continue
         weight: Any = layer.weight
-        for place in (weight, layer.state):
+        places: tuple[Any, ...] = (weight, layer.state)
+        for place in places:
             if getattr(place, "SCB", None) is not None:
                 place.CB, place.SCB = weight.data, place.SCB.to(weight.device)
