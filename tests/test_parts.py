@@ -44,7 +44,10 @@ def resized(part: Part, count: int) -> dict[str, Tensor]:
         for place, label in part.dynamic.get(name, {}).items():
             shape[place] = count + labels.index(label)
         drawn = torch.randn(shape, generator=torch.Generator().manual_seed(count))
-        inputs[name] = drawn.abs() + 1 if name in ("first", "box") else drawn
+        if value.dtype == torch.bool:  # at least one word
+            inputs[name] = drawn.argsort(dim=-1) < 1 + count // 2
+        else:
+            inputs[name] = drawn.abs() + 1 if name in ("first", "box") else drawn
     return inputs
 
 

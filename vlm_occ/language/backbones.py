@@ -21,7 +21,7 @@ from vlm_occ.language.adapters import (
 )
 from vlm_occ.language.attention import Turns, turns_of, use_shared_prefix_attention
 from vlm_occ.language.family import Family, Piece
-from vlm_occ.language.packing import PREFIX, block_mask, packed_queries, padded
+from vlm_occ.language.packing import PREFIX, block_mask, check_length, packed_queries, padded
 from vlm_occ.language.prefixes import JointStates, Prefix, PrefixState, grown
 from vlm_occ.language.processor import Processor, add_special_tokens
 from vlm_occ.language.quantisation import move_statistics
@@ -141,7 +141,7 @@ class Backbone(nn.Module):
         """
         rows = []
         for prefix, asked in zip(prefixes, queries, strict=True):
-            self._check_length(prefix.next_position, asked)
+            check_length(prefix.next_position, asked, most=self._max_positions)
             row = prefix.input_ids, prefix.position_ids, torch.full_like(prefix.input_ids, PREFIX)
             if asked:
                 asked = [query.to(self.device) for query in asked]
@@ -179,7 +179,7 @@ class Backbone(nn.Module):
         """Final states [l, D] of queries [l] on an encoded prefix, in one forward; the cache stays."""
         if not queries:
             return []
-        self._check_length(state.next_position, queries)
+        check_length(state.next_position, queries, most=self._max_positions)
         asked = [query.to(self.device) for query in queries]
         ids, positions, _ = packed_queries(asked, state.next_position, self._family.axes)
         turns = turns_of(state.length, list(map(len, asked)), self.device)
@@ -202,7 +202,7 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def generate(self, state: PrefixState, ids: Tensor, *, max_new_tokens: int = 64) -> str:
         """The likeliest words, one by one, after a query's ids [l] on an encoded prefix."""
-        self._check_length(state.next_position, [ids])
+        check_length(state.next_position, [ids], most=self._max_positions)
         cache, position, words = grown(state.cache), state.next_position, []
         step = ids.to(self.device)
         for _ in range(max_new_tokens):
@@ -294,12 +294,3 @@ class Backbone(nn.Module):
                 **self._family.extra_arguments(ids, cache, deep or []),
             )
         return output.last_hidden_state
-
-    def _check_length(self, start: int, queries: list[Tensor]) -> None:
-        """Raise ValueError where a query would leave the positions that the model knows."""
-        longest = max((len(query) for query in queries), default=0)
-        if start + longest > self._max_positions:
-            raise ValueError(
-                f"the scene takes {start} positions and the query {longest}, together more than the "
-                f"{self._max_positions} of the language model; use fewer frames or a shorter query"
-            )

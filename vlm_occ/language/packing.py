@@ -60,3 +60,13 @@ def block_mask(segments: Tensor, *, rows: int, dtype: torch.dtype) -> Tensor:
     allowed = ((key == PREFIX) | (key == query)) & (query != PADDING) & before | itself  # [B, rows, L]
     blocked = torch.zeros(allowed.shape, dtype=dtype, device=segments.device)
     return blocked.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+
+
+def check_length(start: int, queries: list[Tensor], *, most: int) -> None:
+    """Raise ValueError where a query from position `start` on would leave the `most` that a model knows."""
+    longest = max((len(query) for query in queries), default=0)
+    if start + longest > most:
+        raise ValueError(
+            f"the scene takes {start} positions and the query {longest}, together more than the {most} of "
+            "the language model; use fewer frames or a shorter query"
+        )

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlm_occ.heads.fusion import QueryStates
 from vlm_occ.heads.occupancy import ObjectMaskHead
 from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.weights import require
@@ -56,15 +57,16 @@ class BirdsEye(nn.Module):
 
 
 class Pointer(nn.Module):
-    """States of `<|ground|>` [Q, D] and of voxel tokens [N, W] to scores [Q, N]."""
+    """States of `<|ground|>`, of the words before it and of voxel tokens to scores [Q, N]."""
 
     def __init__(self, model: VLMOcc) -> None:
         super().__init__()
-        self.norm, self.pointer = model.ground_norm, model.pointer
+        self.norm, self.fusion, self.pointer = model.ground_norm, model.fusion, model.pointer
 
-    def forward(self, ground: Tensor, tokens: Tensor) -> Tensor:
-        """As `VLMOcc.ground` scores its tokens."""
-        return self.pointer(self.norm(ground), tokens).sigmoid()
+    def forward(self, ground: Tensor, words: Tensor, valid: Tensor, tokens: Tensor, boxes: Tensor) -> Tensor:
+        """`ground` [Q, D], `words` [Q, l, 2 D], `valid` bool [Q, l], `tokens` [N, W], `boxes` [N, 7]."""
+        query = QueryStates(self.norm(ground), words, valid)
+        return self.pointer(query.ground, self.fusion(tokens, boxes, query)).sigmoid()
 
 
 class Boxes(nn.Module):
@@ -115,9 +117,21 @@ def dense_parts(model: VLMOcc) -> dict[str, Part]:
         ),
         "pointer": Part(
             Pointer(model),
-            {"ground": draw(3, state), "tokens": draw(7, width)},
+            {
+                "ground": draw(3, state),
+                "words": draw(3, 6, 2 * state),
+                "valid": torch.arange(6) < torch.tensor([[6], [4], [5]]),
+                "tokens": draw(7, width),
+                "boxes": draw(7, 7),
+            },
             ("scores",),
-            {"ground": {0: "queries"}, "tokens": {0: "candidates"}},
+            {
+                "ground": {0: "queries"},
+                "words": {0: "queries", 1: "words"},
+                "valid": {0: "queries", 1: "words"},
+                "tokens": {0: "candidates"},
+                "boxes": {0: "candidates"},
+            },
         ),
         "boxes": Part(
             Boxes(model),
