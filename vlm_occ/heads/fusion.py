@@ -81,7 +81,7 @@ class FusionDecoder(nn.Module):
 
     def forward(self, tokens: Tensor, boxes: Tensor, query: QueryStates) -> Tensor:
         """Tokens [N, W] of boxes [N, 7] to [Q, N, W]."""
-        x = tokens.expand(len(query.ground), -1, -1)
+        x = tokens.expand(query.ground.shape[0], -1, -1)  # `len` would fix the number in an export
         if not len(self.layers) or not x.numel():
             return x
         words = functional.gelu(self.words(self.norm(query.words)))  # [Q, l, W]

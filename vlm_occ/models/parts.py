@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vlm_occ.heads.fusion import QueryStates
 from vlm_occ.heads.occupancy import ObjectMaskHead
 from vlm_occ.models.adapter import VLMOcc
+from vlm_occ.models.perception import Perception
 from vlm_occ.weights import require
 
 
@@ -32,9 +33,9 @@ class Part:
 class ImageMaps(nn.Module):
     """Pictures [F, 3, H, W] in 0..1 to the pyramid [F, C, H/8, W/8]."""
 
-    def __init__(self, model: VLMOcc) -> None:
+    def __init__(self, trunk: Perception) -> None:
         super().__init__()
-        self.network, self.pyramid = model.perception.image_network, model.perception.pyramid
+        self.network, self.pyramid = trunk.image_network, trunk.pyramid
 
     def forward(self, images: Tensor) -> Tensor:
         """As `Perception.forward` in float32, all pictures at once."""
@@ -44,9 +45,8 @@ class ImageMaps(nn.Module):
 class BirdsEye(nn.Module):
     """Fused volume and LiDAR's bird's-eye view to logits of occupancy and objectness, and boxes."""
 
-    def __init__(self, model: VLMOcc) -> None:
+    def __init__(self, trunk: Perception) -> None:
         super().__init__()
-        trunk = model.perception
         self.bev, self.occupancy, self.centres = trunk.bev, trunk.occupancy, trunk.centres
 
     def forward(self, volume: Tensor, lidar_bev: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,13 +104,13 @@ def dense_parts(model: VLMOcc) -> dict[str, Part]:
     boxes = draw(5, 7).abs() + 1
     return {
         "images": Part(
-            ImageMaps(model),
+            ImageMaps(trunk),
             {"images": draw(2, 3, *config.image_size).sigmoid()},
             ("pyramid",),
             {"images": {0: "pictures"}},
         ),
         "birds_eye": Part(
-            BirdsEye(model),
+            BirdsEye(trunk),
             {"volume": volume, "lidar_bev": draw(1, config.lidar_width + size_z, size_x, size_y)},
             ("occupancy", "heatmap", "regression"),
             {},
