@@ -188,7 +188,7 @@ class Backbone(nn.Module):
 
     def word_embeddings(self, ids: Tensor) -> Tensor:
         """The base model's own embeddings [l, D] of ids [l], without gradient: what words mean alone."""
-        table = self.model.get_input_embeddings()
+        table: Any = self.model.get_input_embeddings()
         while hasattr(table, "token_adapter"):
             table = table.token_adapter
         weight = weight_of(table.get_base_layer() if hasattr(table, "get_base_layer") else table)
