@@ -50,6 +50,19 @@ def test_wrong_queries_are_refused_with_the_reason(backbone: Backbone) -> None:
         backbone.query_ids("word " * 10_000)
 
 
+def test_new_rows_do_not_depend_on_the_process(folder: Path) -> None:
+    tables = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        backbone = load_backbone(str(folder), dtype=torch.float32)
+        words = backbone.word_embeddings(torch.arange(len(backbone.tokenizer)))
+        tables.append((words, backbone.model.get_output_embeddings().weight, backbone.trainable_state()))  # type: ignore[union-attr]
+    assert torch.equal(tables[0][0], tables[1][0])
+    ours = list(vars(backbone.token_ids).values())
+    assert torch.equal(tables[0][1][ours], tables[1][1][ours])
+    assert torch.equal(tables[0][2]["token_rows"], tables[1][2]["token_rows"])
+
+
 def test_the_base_hash_tells_weights_apart_but_not_their_files(folder: Path, tmp_path: Path) -> None:
     from vlm_occ.language.bases import base_hash, load_base
 

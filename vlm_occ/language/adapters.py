@@ -31,14 +31,15 @@ def add_rows(model: PreTrainedModel, tokens: Sequence[int], *, vocabulary: int) 
 
     The matrices grow only where they have fewer rows than `vocabulary`; many models have some to spare.
     """
-    if weight_of(model.get_input_embeddings()).shape[0] < vocabulary:
+    known = weight_of(model.get_input_embeddings()).shape[0]  # rows beyond them begin at random
+    if known < vocabulary:
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
     generator = torch.Generator().manual_seed(ROW_SEED)
     places = torch.tensor(list(tokens))
     with torch.no_grad():
         for layer in (model.get_output_embeddings(), model.get_input_embeddings()):
             weight = weight_of(layer)  # [vocabulary, D]
-            sample = weight[:: max(1, len(weight) // 4096)].float()
+            sample = weight[: known : max(1, known // 4096)].float()
             noise = torch.randn(len(places), weight.shape[1], generator=generator)
             weight[places] = (sample.mean(0) + 0.5 * sample.std(0) * noise).to(weight.dtype)
 
