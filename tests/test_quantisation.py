@@ -13,6 +13,7 @@ from tiny_runs import prepare, tiny_config, tiny_scenes
 from torch import Tensor, nn
 
 from vlm_occ.language.backbones import Backbone
+from vlm_occ.language.full import train_whole
 from vlm_occ.language.quantisation import Quantization, is_quantised, plain_weight
 from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.models.checkpoint import load_model_state, model_state
@@ -208,6 +209,11 @@ def test_scales_go_where_the_weights_go(folder: Path) -> None:
         assert state.CB.data_ptr() == weight.data_ptr()  # type: ignore[union-attr]
         assert state.SCB.device == weight.device  # type: ignore[union-attr]
     assert torch.equal(before[0], states(backbone)[0])
+
+
+def test_a_quantised_language_model_is_not_trained_whole(folder: Path) -> None:
+    with pytest.raises(ValueError, match="set quantization: none"):
+        train_whole(loaded(folder, lora=None, quantization="nf4"))
 
 
 def test_fsdp_is_refused_for_a_quantised_base(folder: Path, tiny: Path) -> None:
