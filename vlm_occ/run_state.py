@@ -33,7 +33,7 @@ class TrainingState:
 class RunParts:
     """What of a run changes with its steps."""
 
-    model: VLMOcc
+    model: torch.nn.Module
     names: dict[str, Weight]  # see `weight_names`
     optimizer: torch.optim.Optimizer
     averaged: dict[str, Tensor]  # by the parameter's name in the model; empty without averages
@@ -67,7 +67,7 @@ def weight_names(model: VLMOcc) -> dict[str, Weight]:
     return names
 
 
-def make_shardable(model: VLMOcc) -> None:
+def make_shardable(model: torch.nn.Module) -> None:
     """Give scalar parameters one dimension and all a contiguous layout: FSDP2 shards no others."""
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -163,7 +163,7 @@ def load_optimizer(state: TrainingState, run: RunParts) -> None:
     run.optimizer.load_state_dict(plain)
 
 
-def average(averaged: dict[str, Tensor], model: VLMOcc, decay: float) -> None:
+def average(averaged: dict[str, Tensor], model: torch.nn.Module, decay: float) -> None:
     """Exponential moving average of the trained weights."""
     if averaged:
         parameters = dict(model.named_parameters())
@@ -171,7 +171,7 @@ def average(averaged: dict[str, Tensor], model: VLMOcc, decay: float) -> None:
             value.lerp_(parameters[name].detach(), 1 - decay)
 
 
-def restore_average(averaged: dict[str, Tensor], model: VLMOcc) -> None:
+def restore_average(averaged: dict[str, Tensor], model: torch.nn.Module) -> None:
     """Put the averaged weights into the model."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
