@@ -69,7 +69,7 @@ class StepScenes:
     def __getitem__(self, forward: int) -> list[LabelledScene]:
         """The `scenes_per_step` scenes of a forward, augmented, each with its share of sentences."""
         count = self.config.scenes_per_step
-        first = (forward * self.processes + self.process) * count
+        first = (forward * self.processes + self.process) * count + self.config.data.skip
         return [self._scene(number) for number in range(first, first + count)]
 
     def _scene(self, number: int) -> LabelledScene:
