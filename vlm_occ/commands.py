@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from vlm_occ.chat import Chat
@@ -50,7 +50,7 @@ def ground(arguments: argparse.Namespace) -> None:
         start = time.perf_counter()
         state = model.encode(scene)
         encoded = time.perf_counter()
-        result = model.ground(state, query, refine=arguments.refine)
+        result = model.ground(state, query, refine=arguments.refine)  # type: ignore[arg-type]
         seconds = {"encode": round(encoded - start, 4), "query": round(time.perf_counter() - encoded, 4)}
     if arguments.out is not None:
         _write(result, scene, arguments.out)
@@ -99,16 +99,15 @@ def _write(result: GroundingResult, scene: Scene, folder: Path) -> None:
 def chat(arguments: argparse.Namespace) -> None:
     """`vlm-occ chat`: one question a line until the input ends; a bad question does not end it."""
     from vlm_occ.chat import Chat
-    from vlm_occ.models.adapter import VLMOcc
 
     with contextlib.redirect_stdout(sys.stderr):
         scene = _load_scene(arguments)
         model = _load_model(arguments)
-        if not isinstance(model, VLMOcc):
+        if not hasattr(model, "ask"):
             raise ValueError(
                 f"{arguments.model} is one of the paper's systems, which do not talk; use `vlm-occ ground`"
             )
-        chat = Chat(model, model.encode(scene))
+        chat = Chat(cast("VLMOcc", model), cast("VLMOcc", model).encode(scene))
     print(f"vlm-occ: {CHAT_HELP}", file=sys.stderr)
     while True:
         print("> ", end="", file=sys.stderr, flush=True)

@@ -63,6 +63,7 @@ class ContestConfig:
     vlm_lora_rate: float = 4e-4
     vlm_clip: float = 1.0
     width: int = 0  # of the paper's systems; 0: the nano scale's
+    text: str = "minilm"  # their text encoder
     save_every: int = 100
     sample_scene: str = "sim:7"  # on which latency and memory are measured
     pictures: int = 6
@@ -84,7 +85,7 @@ class Contest:
         self.perception = trunk_config(config.trunk, config.camera_frames)
         self._keep_settings()
         self.validation = OneTarget(self._scenes("val"))
-        self.system = GroundingOccConfig(perception=self.perception)
+        self.system = GroundingOccConfig(perception=self.perception, text=config.text)
         if config.width:
             self.system = replace(self.system, width=config.width)
 
@@ -201,7 +202,7 @@ class Contest:
     def _train_vlm(self, folder: Path, seed: int, steps: int) -> None:
         """VLM-Occ from its pretrained language model and the shared trunk: on label tokens, then on it."""
         config = self.config
-        first = round(config.label_share * steps)
+        first = min(round(config.label_share * steps), steps - 1)
         run = TrainConfig(
             **self._run(folder, seed, steps - first),  # type: ignore[arg-type]
             model=ModelConfig(base=config.base, perception=replace(self.perception, camera_frames=1)),
@@ -217,8 +218,7 @@ class Contest:
                 train(words, source=self._scenes("train"))
             skip = first * run.scenes_per_step
             run = replace(run, init=str(done), data=replace(run.data, skip=skip))
-        if run.steps:
-            train(run, source=self._scenes("train"))
+        train(run, source=self._scenes("train"))
 
     def grown(self, tell: Callable[[str], None]) -> Contest:
         """The contest at the first budget at which GroundingOcc-Refine passes `until`, or at the largest."""

@@ -16,21 +16,12 @@ from vlm_occ.models.checkpoint import (
     check_target,
     find_checkpoint,
     read_about,
-    read_config,
     read_shards,
     write_folder,
     write_shards,
 )
 from vlm_occ.models.groundingocc import build_system
-from vlm_occ.models.groundingocc_config import GroundingOccConfig, baseline
-
-NAMED = {
-    "groundingocc-nano": GroundingOccConfig(),
-    "m-baseline-nano": baseline(GroundingOccConfig(), "M"),
-    "c-baseline-nano": baseline(GroundingOccConfig(), "C"),
-    "l-baseline-nano": baseline(GroundingOccConfig(), "L"),
-}
-"""Systems that have a name of their own; GroundingOcc-Refine is GroundingOcc asked with `refine`."""
+from vlm_occ.models.groundingocc_config import NAMED, GroundingOccConfig
 
 
 def paper_state(system: Baseline) -> dict[str, Tensor]:
@@ -88,10 +79,11 @@ def load_system(name: str) -> Baseline:
     """The system of a checkpoint, or one of NAMED (untrained while no weights of it are shipped)."""
     folder = find_system(name)
     if folder is None:
-        return build_system(NAMED[name] if name in NAMED else GroundingOccConfig())
+        if name not in NAMED:
+            raise ValueError(f"{name!r} is VLM-Occ; the paper's systems are {', '.join(NAMED)}")
+        return build_system(NAMED[name])
     about = read_about(folder)
     if "system" not in about:
-        read_config(folder)
         raise ValueError(f"checkpoint {folder} holds VLM-Occ, not one of the paper's systems")
     system = build_system(from_dict(GroundingOccConfig, about["system"]))
     load_paper_state(system, read_shards(folder), where=f"checkpoint {folder}")
