@@ -178,7 +178,7 @@ def test_cell_depth_is_the_first_occupied_voxel_on_a_march() -> None:
     rig, occupied = item.scene.rig, item.labels.semantics != FREE
     cells = (8, 12)
     depth = cell_depth(occupied, GRID, rig.intrinsics, rig.ego_from_camera, rig.image_size, cells)
-    assert depth.shape == (2, *cells) and (depth > 0).float().mean() > 0.3
+    assert depth.shape == (2, *cells) and (depth > 0).float().mean() > 0.2
     for v, row, column in [(0, 3, 5), (0, 6, 2), (1, 5, 8), (1, 7, 11), (0, 4, 10)]:
         pixel = torch.tensor([(column + 0.5) * 96 / 12, (row + 0.5) * 64 / 8, 1.0])
         ray = torch.linalg.inv(rig.intrinsics[v]) @ pixel  # eq. 9

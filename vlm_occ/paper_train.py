@@ -1,4 +1,4 @@
-"""Training of the paper's systems under the same loop as VLM-Occ's: `vlm-occ train configs/groundingocc_*.yaml`."""
+"""The paper's systems under VLM-Occ's own training loop: `vlm-occ train configs/groundingocc_nano.yaml`."""
 
 from __future__ import annotations
 
@@ -37,16 +37,14 @@ from vlm_occ.types import LabelledScene
 
 @dataclass(frozen=True)
 class PaperTrainConfig(TrainConfig):
-    """One run of one of the paper's systems; fields that only VLM-Occ has (`model`, `lora_rate`) do nothing."""
+    """One run of one of the paper's systems; what only VLM-Occ has (`model`, `lora_rate`) does nothing."""
 
     system: GroundingOccConfig = field(default_factory=GroundingOccConfig)
     features: str | None = None  # folder that keeps the frozen trunk's output; None computes it each time
 
 
-class PaperTraining(Trainee):
+class PaperTraining(Trainee[Baseline]):
     """One of the paper's systems in training."""
-
-    model: Baseline
 
     def __init__(self, model: Baseline, config: PaperTrainConfig) -> None:
         super().__init__()
@@ -122,4 +120,4 @@ def train_paper(
         raise ValueError(f"stage {config.stage!r} is VLM-Occ's; the paper's systems train at stage 'joint'")
     source = source if source is not None else open_source(config)
     system = system if system is not None else initial_system(config)
-    return cast(Baseline, run_training(PaperTraining(system, config), config, source))
+    return run_training(PaperTraining(system, config), config, source)

@@ -51,17 +51,15 @@ from vlm_occ.run_state import (
     weight_names,
     whole,
 )
-from vlm_occ.trainee import Trainee, occupied, to_device
+from vlm_occ.trainee import M, Trainee, occupied, to_device
 from vlm_occ.types import LabelledScene, SceneLabels
 
 CACHED_SCENES = 1000
 """Outputs of the frozen trunk that stage "grounding" keeps, about 2 MB each."""
 
 
-class TrainingModule(Trainee):
+class TrainingModule(Trainee[VLMOcc]):
     """VLM-Occ in training, at any stage."""
-
-    model: VLMOcc
 
     def __init__(self, model: VLMOcc, config: TrainConfig) -> None:
         super().__init__()
@@ -189,10 +187,10 @@ def train(config: TrainConfig, *, source: Scenes | None = None, model: VLMOcc | 
     check_config(config)
     source = source if source is not None else open_source(config)
     trainee = TrainingModule(model if model is not None else initial_model(config), config)
-    return cast(VLMOcc, run_training(trainee, config, source))
+    return run_training(trainee, config, source)
 
 
-def run_training(trainee: Trainee, config: TrainConfig, source: Scenes) -> nn.Module:
+def run_training(trainee: Trainee[M], config: TrainConfig, source: Scenes) -> M:
     """The loop: from the newest checkpoint in `config.out`, if there is one, to the finished model."""
     accelerator = Accelerator(gradient_accumulation_steps=1)
     main, out, model = accelerator.is_main_process, Path(config.out), trainee.model

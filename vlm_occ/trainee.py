@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,13 @@ from torch.distributed.tensor import DTensor
 from vlm_occ.run_state import TrainingState, Weight
 from vlm_occ.types import FREE, LabelledScene, SceneLabels
 
+M = TypeVar("M", bound=nn.Module)
 
-class Trainee(nn.Module, ABC):
+
+class Trainee(nn.Module, ABC, Generic[M]):
     """A model in training: what DDP and FSDP wrap. VLM-Occ's is in `train`, the paper's in `paper_train`."""
 
-    model: nn.Module
+    model: M
 
     @abstractmethod
     def forward(self, scenes: Sequence[LabelledScene]) -> tuple[Tensor, dict[str, float]]:
@@ -34,14 +36,14 @@ class Trainee(nn.Module, ABC):
 
     @abstractmethod
     def groups(self) -> list[dict[str, Any]]:
-        """Parameter groups of the trained weights, each with its rate as "lr" and "base"; others are frozen."""
+        """Parameter groups of what is trained, each with its rate as "lr" and "base"; the rest is frozen."""
 
     @abstractmethod
     def recompute(self) -> None:
         """Let activations be forgotten and computed again going backward."""
 
     @abstractmethod
-    def finish(self, weights: dict[str, Tensor] | None, folder: Path | None) -> nn.Module:
+    def finish(self, weights: dict[str, Tensor] | None, folder: Path | None) -> M:
         """The finished model, saved in `folder`; `weights` by checkpoint name, where the own are shards."""
 
     def touch(self) -> Tensor:

@@ -194,7 +194,9 @@ def percent(value: object) -> str:
 
 def format_tables(result: dict) -> str:
     """The three tables as text, ours beside the paper's."""
-    lines = ["Table II: Acc@0.25 and Acc@0.5 in percent, ours | the paper's; 95 % interval of overall Acc@0.25"]
+    lines = [
+        "Table II: Acc@0.25 and Acc@0.5 in percent, ours | the paper's; 95 % interval of overall Acc@0.25"
+    ]
     for name, groups in result["table2"].items():
         ours = "  ".join(f"{percent(g['acc25'])} {percent(g['acc50'])}" for g in groups.values())
         paper = PAPER_TABLE2.get(name)
@@ -219,7 +221,9 @@ def tables_command(fields: dict[str, str], results: Path) -> dict[str, object]:
     """`scripts/benchmark.py tables --trunk CHECKPOINT [--field value]`: fields of ContestConfig."""
     values = {name: plain_value(text) for name, text in fields.items()}
     if "trunk" not in values:
-        raise ValueError("--trunk is missing; give a checkpoint of stage 'perception', as nano_cpu_perception.yaml")
+        raise ValueError(
+            "--trunk is missing; give a checkpoint of stage 'perception', as nano_cpu_perception.yaml"
+        )
     result = tables(from_dict(ContestConfig, values))
     write_json(result, results)
     print(format_tables(result))

@@ -290,7 +290,7 @@ class Baseline(nn.Module):
         return system.to(device).eval() if device is not None else system.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config and weights (never those that a package ships) into `folder`, at once or not at all."""
+        """Write config and weights (never what a package ships) into `folder`, at once or not at all."""
         from vlm_occ.models.paper_checkpoint import save_system
 
         save_system(self, Path(folder))

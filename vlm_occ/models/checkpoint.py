@@ -172,8 +172,8 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
     values = read_about(folder)
     if "model" not in values:
         raise ValueError(
-            f"checkpoint {folder} holds one of the paper's systems, not VLM-Occ; `vlm-occ ground --model` and "
-            "vlm_occ.models.load.load_model take both"
+            f"checkpoint {folder} holds one of the paper's systems, not VLM-Occ; `vlm-occ ground --model` "
+            "and vlm_occ.models.load.load_model take both"
         )
     return from_dict(ModelConfig, values["model"]), str(values["base_hash"])
 

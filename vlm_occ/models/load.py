@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def load_model(name: str, *, device: str | torch.device | None = None) -> VLMOcc | Baseline:
-    """The model of "nano", "groundingocc-nano" (and the other NAMED ones), a checkpoint folder or a Hub id."""
+    """The model of "nano", "groundingocc-nano" (or another of NAMED), a checkpoint folder or a Hub id."""
     if name in NAMED or _holds_system(name):
         from vlm_occ.models.baselines import Baseline
 

@@ -47,7 +47,9 @@ def load_paper_trunk(system: Baseline, name: str) -> None:
     wanted = [key for key in paper_state(system) if key.startswith(own)]
     given = {key.replace("perception.", own, 1): value for key, value in read_shards(folder).items()}
     if not wanted:
-        raise ValueError(f"trunk {name!r} for a system with encoders 'paper', which has no trunk; leave it out")
+        raise ValueError(
+            f"trunk {name!r} for a system with encoders 'paper', which has no trunk; leave it out"
+        )
     if missing := [key for key in wanted if key not in given]:
         raise ValueError(f"checkpoint {folder} lacks the trunk's weight {missing[0].removeprefix(own)!r}")
     trunk = {key: given[key] for key in wanted}
