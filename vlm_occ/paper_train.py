@@ -85,10 +85,12 @@ class PaperTraining(Trainee[Baseline]):
         return [{"params": p, "lr": rates[n], "base": rates[n]} for n, p in members.items() if p]
 
     def recompute(self) -> None:
-        """Of the paper's image network, the only part whose activations are large."""
+        """Of the image network's blocks and the voxel encoder's layers, whose activations are large."""
         if not isinstance(self.model.sensors, PaperSensors):
             raise ValueError("checkpointing is for encoders 'paper'; a frozen trunk keeps no activations")
         self.model.sensors.recomputes = True
+        if self.model.config.cameras:
+            self.model.voxels.recomputes = True
 
     def finish(self, weights: dict[str, Tensor] | None, folder: Path | None) -> Baseline:
         """The finished system."""
