@@ -50,9 +50,11 @@ def answer(
     if isinstance(model, Baseline):
         return model.ground(model.encode(item.scene), list(texts))
     state = model.encode(item.scene)
-    scores = model.token_scores(state, texts)  # [Q, N]
-    best = [[int(row.argmax())] if len(row) else [] for row in scores]
-    return model.ground_tokens(state, texts, best)
+    asked = model.query_states(state, texts)
+    scores = model.state_scores(state, asked)  # [Q, N]
+    surest = scores.argsort(dim=1, descending=True)[:, :1]  # [Q, 1], or none without a candidate
+    parts = zip(texts, asked.ground, scores, surest, strict=True)
+    return [model.answer(state, *part, refine=False) for part in parts]
 
 
 def refined(result: GroundingResult) -> GroundingResult:

@@ -42,6 +42,7 @@ class ContestConfig:
     pool: str | None = None  # folder that keeps the simulated training scenes
     keep_features: bool = True  # of the frozen trunk, 9 MB for each training scene and sensor set
     scenes: int = 600  # of training
+    first_scene: int = 0  # where they start; give scenes that the trunk was not trained on
     eval_scenes: int = 200
     num_frames: int = 2
     camera_frames: int = 1  # frames with images; multi-frame fusion has nothing to join below 2
@@ -116,6 +117,7 @@ class Contest:
             num_queries=config.queries if training else config.eval_queries,
             balanced=training,
             folder=Path(config.pool or self.out / "train") if training else self.out / "val",
+            first=config.first_scene if training else 0,
         )
 
     def scored(self, name: str, *, seed: int = 0, steps: int | None = None) -> Scores:

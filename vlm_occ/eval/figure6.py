@@ -48,7 +48,7 @@ def draw_figure6(contest: Contest, folder: Path) -> list[Path]:
             if scene == item.scene.name:
                 text = [item.queries[query].text]
                 found = {name: answer(model, item, text)[0] for name, model in models.items()}
-                found["GroundingOcc"] = refined(found["GroundingOcc"])
+                found["GroundingOcc-Refine"] = refined(found.pop("GroundingOcc"))
                 paths.append(folder / f"{number:02d}_{kind.replace(' ', '_')}.png")
                 draw_columns(item, query, found, paths[-1])
     return sorted(paths)
@@ -67,7 +67,7 @@ def draw_columns(item: LabelledScene, query: int, found: dict[str, GroundingResu
     truth = GroundingResult(sentence.text, "truth", (true,), occupied, item.scene.grid)
     columns = {"truth": truth, **found}
     camera = best_camera(item.scene, true.box[:3])
-    figure = Figure(figsize=(6 * len(columns), 10), dpi=70, facecolor="white")
+    figure = Figure(figsize=(6 * len(columns), 8.5), dpi=70, facecolor="white")
     FigureCanvasAgg(figure)
     for place, (name, result) in enumerate(columns.items()):
         iou = occupancy_iou((result.occupancy == 2).cpu(), voxels)

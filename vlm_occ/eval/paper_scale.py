@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from vlm_occ.config import read_yaml
 from vlm_occ.data.keyframe_labels import load_labelled_keyframe
+from vlm_occ.eval.cost import peak_gib
 from vlm_occ.eval.report import commit_of_tree, real_data, write_json
 from vlm_occ.models.groundingocc import build_system
 from vlm_occ.paper_train import PaperTrainConfig, PaperTraining
@@ -35,7 +35,7 @@ def paper_scale_command(config: Path, text: str, results: Path) -> dict[str, obj
     if run.checkpointing:
         training.recompute()
     optimizer = torch.optim.AdamW(training.groups(), weight_decay=run.weight_decay)
-    built = _peak()
+    built = peak_gib()
     start = time.perf_counter()
     total, terms = training([item])
     forward = time.perf_counter() - start
@@ -52,7 +52,8 @@ def paper_scale_command(config: Path, text: str, results: Path) -> dict[str, obj
         "images": len(item.scene.rig.names) * len(item.scene.frames[-system.frames :]),
         "forward_s": round(forward, 1),
         "backward_s": round(backward, 1),
-        "peak_gib": round(_peak(), 2),
+        "peak_gib": round(peak_gib(), 2),
+        "cpu_s_of_the_process": round(time.process_time(), 1),
         "peak_gib_before_the_step": round(built, 2),
         "total_loss": total.item(),
         "terms": terms,
@@ -66,7 +67,3 @@ def paper_scale_command(config: Path, text: str, results: Path) -> dict[str, obj
     write_json(result, results)
     print(f"{result['parameters']:,} parameters, {forward:.0f} s, {backward:.0f} s, {result['peak_gib']} GiB")
     return result
-
-
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
