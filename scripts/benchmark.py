@@ -1,9 +1,7 @@
-"""Benchmarks: `benchmark.py latency [--model nano --scene sim:7]`, `benchmark.py loader --config CONFIG`,
-`benchmark.py paper-scale [--text FOLDER]`, and `benchmark.py tables --trunk CHECKPOINT [--steps 1000] ...`: the
-paper's Tables II to IV and Figure 6; options are the fields of `vlm_occ.eval.contest.ContestConfig`.
-"""
+"""Benchmarks; the options of `tables` are fields of `vlm_occ.eval.contest.ContestConfig`, as --steps 1000."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from vlm_occ.cli import overrides
@@ -21,17 +19,17 @@ if __name__ == "__main__":
     loader.add_argument("--steps", type=int, default=10, help="training steps that are timed")
     scale.add_argument("--text", default="FacebookAI/roberta-base", help="or a folder with its tokenizer")
     kinds.add_parser("tables", allow_abbrev=False).add_argument("--results", default="results/tables.json")
-    options, rest = parser.parse_known_args()
-    if rest and options.what != "tables":
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    tables = sys.argv[1:2] == ["tables"]
+    options, rest = parser.parse_known_args() if tables else (parser.parse_args(), [])
     if options.what == "latency":
-        from vlm_occ.latency import latency_command as run
+        from vlm_occ.latency import latency_command
 
-        run(options.model, options.scene, repeat=options.repeat)
+        latency_command(options.model, options.scene, repeat=options.repeat)
     elif options.what == "loader":
         from vlm_occ.throughput import throughput_command
 
-        throughput_command(read_yaml(TrainConfig, options.config), workers=options.workers, steps=options.steps)
+        config = read_yaml(TrainConfig, options.config)
+        throughput_command(config, workers=tuple(options.workers), steps=options.steps)
     elif options.what == "paper-scale":
         from vlm_occ.eval.paper_scale import paper_scale_command
 
@@ -39,5 +37,4 @@ if __name__ == "__main__":
     else:
         from vlm_occ.eval.tables import tables_command
 
-        fields = {name.replace("-", "_"): value for name, value in overrides(rest).items()}
-        tables_command(fields, Path(options.results))
+        tables_command(overrides(rest), Path(options.results))

@@ -18,7 +18,12 @@ from vlm_occ.models.groundingocc import build_system
 from vlm_occ.paper_train import PaperTrainConfig, PaperTraining
 
 
-def paper_scale_command(config: Path, text: str, results: Path) -> dict[str, object]:
+def paper_scale_command(
+    text: str,
+    *,
+    config: Path = Path("configs/groundingocc_paper.yaml"),
+    results: Path = Path("results/paper_scale.json"),
+) -> dict[str, object]:
     """Forward, backward and update of one sentence about the real keyframe, written to `results`.
 
     `text`: a folder with RoBERTa-base's config and tokenizer; its weights are drawn at random here, as every

@@ -219,7 +219,7 @@ def format_tables(result: dict) -> str:
 
 def tables_command(fields: dict[str, str], results: Path) -> dict[str, object]:
     """`scripts/benchmark.py tables --trunk CHECKPOINT [--field value]`: fields of ContestConfig."""
-    values = {name: plain_value(text) for name, text in fields.items()}
+    values = {name.replace("-", "_"): plain_value(text) for name, text in fields.items()}
     if "trunk" not in values:
         raise ValueError(
             "--trunk is missing; give a checkpoint of stage 'perception', as nano_cpu_perception.yaml"
