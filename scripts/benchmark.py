@@ -1,27 +1,40 @@
-"""Benchmarks: `benchmark.py latency [--model nano --scene sim:7]`, `benchmark.py loader --config CONFIG`."""
+"""Benchmarks; the options of `tables` are fields of `vlm_occ.eval.contest.ContestConfig`, as --steps 1000."""
 
 import argparse
+import sys
+from pathlib import Path
 
+from vlm_occ.cli import overrides
 from vlm_occ.config import TrainConfig, read_yaml
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("latency", "loader"))
-    parser.add_argument("--model", default="nano", help="nano, a checkpoint folder or a Hub id")
-    parser.add_argument("--scene", default="sim:7", help="keyframe folder, sim:SEED or nuscenes:ROOT:TOKEN")
-    parser.add_argument("--repeat", type=int, default=7)
-    parser.add_argument("--config", help="of the run whose loader is measured, such as configs/nano_sim.yaml")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="loader processes")
-    parser.add_argument("--steps", type=int, default=10, help="training steps that are timed")
-    arguments = parser.parse_args()
-    if arguments.what == "latency":
+    kinds = parser.add_subparsers(dest="what", required=True)
+    latency, loader, scale = (kinds.add_parser(name) for name in ("latency", "loader", "paper-scale"))
+    latency.add_argument("--model", default="nano", help="nano, a checkpoint folder or a Hub id")
+    latency.add_argument("--scene", default="sim:7", help="keyframe folder, sim:SEED or nuscenes:ROOT:TOKEN")
+    latency.add_argument("--repeat", type=int, default=7)
+    loader.add_argument("--config", required=True, help="of the run whose loader is measured")
+    loader.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="loader processes")
+    loader.add_argument("--steps", type=int, default=10, help="training steps that are timed")
+    scale.add_argument("--text", default="FacebookAI/roberta-base", help="or a folder with its tokenizer")
+    kinds.add_parser("tables", allow_abbrev=False).add_argument("--results", default="results/tables.json")
+    tables = sys.argv[1:2] == ["tables"]
+    options, rest = parser.parse_known_args() if tables else (parser.parse_args(), [])
+    if options.what == "latency":
         from vlm_occ.latency import latency_command
 
-        latency_command(arguments.model, arguments.scene, repeat=arguments.repeat)
-    elif arguments.config is None:
-        parser.error("loader needs --config")
-    else:
+        latency_command(options.model, options.scene, repeat=options.repeat)
+    elif options.what == "loader":
         from vlm_occ.throughput import throughput_command
 
-        config = read_yaml(TrainConfig, arguments.config)
-        throughput_command(config, workers=tuple(arguments.workers), steps=arguments.steps)
+        config = read_yaml(TrainConfig, options.config)
+        throughput_command(config, workers=tuple(options.workers), steps=options.steps)
+    elif options.what == "paper-scale":
+        from vlm_occ.eval.paper_scale import paper_scale_command
+
+        paper_scale_command(options.text)
+    else:
+        from vlm_occ.eval.tables import tables_command
+
+        tables_command(overrides(rest), Path(options.results))

@@ -28,6 +28,8 @@ LAYERS = {
         "run_model",
         "run_scenes",
         "run_state",
+        "paper_train",
+        "trainee",
         "eval",
     ),
     5: ("cli", "commands", "demo", "doctor", "__main__", ""),

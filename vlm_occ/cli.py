@@ -88,7 +88,9 @@ def build_parser() -> Parser:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     """Options that choose a model and a device."""
-    parser.add_argument("--model", default="nano", help="nano (default), a checkpoint folder or a Hub id")
+    parser.add_argument(
+        "--model", default="nano", help="nano (default), groundingocc-nano, a checkpoint folder or a Hub id"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: cuda where there is one")
 
 

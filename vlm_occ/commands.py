@@ -9,11 +9,12 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from vlm_occ.chat import Chat
     from vlm_occ.models.adapter import VLMOcc
+    from vlm_occ.models.baselines import Baseline
     from vlm_occ.types import GroundingResult, Scene
 
 NUM_FRAMES = 2  # frames of a scene by default, as many as the default training sees
@@ -49,7 +50,7 @@ def ground(arguments: argparse.Namespace) -> None:
         start = time.perf_counter()
         state = model.encode(scene)
         encoded = time.perf_counter()
-        result = model.ground(state, query, refine=arguments.refine)
+        result = model.ground(state, query, refine=arguments.refine)  # type: ignore[arg-type]
         seconds = {"encode": round(encoded - start, 4), "query": round(time.perf_counter() - encoded, 4)}
     if arguments.out is not None:
         _write(result, scene, arguments.out)
@@ -102,7 +103,11 @@ def chat(arguments: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         scene = _load_scene(arguments)
         model = _load_model(arguments)
-        chat = Chat(model, model.encode(scene))
+        if not hasattr(model, "ask"):
+            raise ValueError(
+                f"{arguments.model} is one of the paper's systems, which do not talk; use `vlm-occ ground`"
+            )
+        chat = Chat(cast("VLMOcc", model), cast("VLMOcc", model).encode(scene))
     print(f"vlm-occ: {CHAT_HELP}", file=sys.stderr)
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
@@ -201,18 +206,18 @@ def _load_scene(arguments: argparse.Namespace) -> Scene:
     return load_scene(arguments.scene, cameras=cameras, lidar=lidar, num_frames=frames)
 
 
-def _load_model(arguments: argparse.Namespace) -> VLMOcc:
+def _load_model(arguments: argparse.Namespace) -> VLMOcc | Baseline:
     """The model of the command line on its device; says where its heads are untrained."""
     import torch
 
-    from vlm_occ.models.adapter import VLMOcc
+    from vlm_occ.models.load import load_model
 
     available = torch.cuda.is_available()
     device = arguments.device or ("cuda" if available else "cpu")
     if device.startswith("cuda") and not available:
         raise ValueError(f"--device {device}, but torch finds no CUDA device; use --device cpu")
     print(f"vlm-occ: loading {arguments.model} on {device}", file=sys.stderr)
-    model = VLMOcc.from_pretrained(arguments.model, device=device)
+    model = load_model(arguments.model, device=device)
     if not model.config.trained:
         words = f"the heads of {arguments.model} are untrained: its answers mean nothing before training"
         print(f"vlm-occ: warning: {words}", file=sys.stderr)

@@ -149,9 +149,11 @@ class DataConfig:
     first_scene: int = 0  # where the pool starts: a frozen trunk's own scenes look better than new ones do
     keep: str | None = None  # folder in which simulated scenes are kept between epochs and runs
     num_frames: int = 2
+    one_target: bool = False  # only sentences that mean exactly one object, as all of Talk2Occ's do
     queries: int = 48  # sentences written for each scene; a step draws from them
     situations: int = 0  # described situations written for each scene (model.spatial)
     questions: int = 0  # spatial questions written for each scene (model.spatial)
+    skip: int = 0  # scenes of the run's order that an earlier run has seen
     balanced: bool = True  # classes about equally often, instead of Table I's frequencies
     augment: bool = True
     drop_sensor: float = 0.15  # chance that the LiDAR or the cameras of a scene are left out

@@ -17,6 +17,7 @@ from vlm_occ.types import GroundingQuery, GroundingResult, LabelledScene
 
 if TYPE_CHECKING:
     from vlm_occ.models.adapter import VLMOcc
+    from vlm_occ.models.baselines import Baseline
 
 NUM_QUERIES = 6
 CORRECT_IOU = 0.5
@@ -60,13 +61,13 @@ def demo_scene(seed: int) -> LabelledScene:
     return sample
 
 
-def run_demo(sample: LabelledScene, model: VLMOcc, out: Path) -> list[Row]:
+def run_demo(sample: LabelledScene, model: VLMOcc | Baseline, out: Path) -> list[Row]:
     """Ground a few of the scene's sentences, write their pictures into `out`, and score them by the truth."""
     queries = choose_queries(sample.queries)
     if not queries:
         raise ValueError(f"scene {sample.scene.name!r} has no sentences to show; choose another seed")
     state = model.encode(sample.scene)
-    results = model.ground(state, [query.text for query in queries])
+    results = model.ground(state, [query.text for query in queries])  # type: ignore[arg-type]
     rows = []
     for number, (query, result) in enumerate(zip(queries, results, strict=True), start=1):
         found = (result.occupancy == 2).cpu()

@@ -148,9 +148,10 @@ def _terms(values: dict[str, list[Tensor]]) -> dict[str, Term]:
 
 
 def weighted_sum(terms: dict[str, Term], weights: dict[str, float]) -> tuple[Tensor, dict[str, float]]:
-    """The total loss and each term's mean for the log."""
-    total = torch.stack([weights[name] * item.total / item.count for name, item in terms.items()]).sum()
-    return total, {name: (item.total / item.count).item() for name, item in terms.items()}
+    """The total loss and each term's mean for the log; a term of no items is zero."""
+    means = {name: item.total / item.count.clamp(min=1e-9) for name, item in terms.items()}
+    total = torch.stack([weights[name] * mean for name, mean in means.items()]).sum()
+    return total, {name: mean.item() for name, mean in means.items()}
 
 
 def grounding_terms(

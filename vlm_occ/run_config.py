@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import yaml
 from accelerate import Accelerator
 
 from vlm_occ.config import TrainConfig, from_dict, to_dict
 from vlm_occ.run_state import remove_leftovers, whole_text
+
+Run = TypeVar("Run", bound=TrainConfig)
+
+
+def names_system(path: str | Path) -> bool:
+    """Whether a config file describes one of the paper's systems; files that can't be read do not."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return False
+    return isinstance(values, dict) and "system" in values
 
 
 def check_config(config: TrainConfig) -> None:
@@ -42,7 +53,7 @@ def tell_deepspeed(accelerator: Accelerator, config: TrainConfig) -> None:
     plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.scenes_per_step
 
 
-def overridden(config: TrainConfig, fields: dict[str, str]) -> TrainConfig:
+def overridden(config: Run, fields: dict[str, str]) -> Run:
     """The config with fields by dotted names, such as `model.lora.rank`, set to words of a command line.
 
     ValueError names an unknown field and those that there are.
@@ -58,7 +69,7 @@ def overridden(config: TrainConfig, fields: dict[str, str]) -> TrainConfig:
         if last not in place:
             raise ValueError(f"unknown field --{name}; the config has {', '.join(sorted(place))}")
         place[last] = plain_value(text)
-    return from_dict(TrainConfig, values)
+    return from_dict(type(config), values)
 
 
 def plain_value(text: str) -> Any:

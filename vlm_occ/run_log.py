@@ -6,10 +6,11 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast
+
+from torch import nn
 
 from vlm_occ.config import TrainConfig, to_dict
-from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.run_state import whole_text
 from vlm_occ.types import GroundingResult, LabelledScene
 from vlm_occ.weights import require
@@ -129,16 +130,17 @@ def keep_lines(path: Path, start: int) -> None:
     whole_text(path, "".join(f"{line}\n" for line in kept))
 
 
-def draw_samples(model: VLMOcc, item: LabelledScene, folder: Path, *, grounding: bool) -> None:
+def draw_samples(model: nn.Module, item: LabelledScene, folder: Path, *, grounding: bool) -> None:
     """Pictures of a scene from above: its first sentences, or without `grounding` its occupancy alone."""
     from vlm_occ.render import draw_birds_eye
 
-    training = model.training
+    training, answerer = model.training, cast(Any, model)
     model.eval()
-    state = model.encode(item.scene)
-    results = [GroundingResult("", "occupancy", (), state.occupancy, state.grid)]
+    state = answerer.encode(item.scene)
     if grounding:
-        results = model.ground(state, [query.text for query in item.queries[:PICTURE_QUERIES]])
+        results = answerer.ground(state, [query.text for query in item.queries[:PICTURE_QUERIES]])
+    else:
+        results = [GroundingResult("", "occupancy", (), state.occupancy, state.grid)]
     model.train(training)
     for number, result in enumerate(results):
         draw_birds_eye(result, folder / f"query-{number}.png", scene=item.scene)

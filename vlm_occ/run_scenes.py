@@ -48,6 +48,11 @@ def draw_turns(item: LabelledScene, count: int, bits: torch.Generator) -> Labell
     )
 
 
+def with_one_target(item: LabelledScene) -> LabelledScene:
+    """The scene with only those sentences that mean exactly one object."""
+    return replace(item, queries=tuple(query for query in item.queries if len(query.targets) == 1))
+
+
 @dataclass(frozen=True)
 class StepScenes:
     """The scenes of one process by the number of its forward: a function of the seed and that alone."""
@@ -64,7 +69,7 @@ class StepScenes:
     def __getitem__(self, forward: int) -> list[LabelledScene]:
         """The `scenes_per_step` scenes of a forward, augmented, each with its share of sentences."""
         count = self.config.scenes_per_step
-        first = (forward * self.processes + self.process) * count
+        first = (forward * self.processes + self.process) * count + self.config.data.skip
         return [self._scene(number) for number in range(first, first + count)]
 
     def _scene(self, number: int) -> LabelledScene:
@@ -74,7 +79,10 @@ class StepScenes:
         index = int(permutation(len(source), config.seed, epoch)[place])
         renews = isinstance(source, SimulatedScenes | MixedScenes)  # an epoch has sentences of its own
         fresh = epoch * len(source) if renews else 0
-        item = draw_queries(source[fresh + index], config.queries_per_scene, config.language_share, bits)
+        item = source[fresh + index]
+        if config.data.one_target:
+            item = with_one_target(item)
+        item = draw_queries(item, config.queries_per_scene, config.language_share, bits)
         if config.turns_per_scene:
             item = draw_turns(item, config.turns_per_scene, bits)
         if not config.data.augment:

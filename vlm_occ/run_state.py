@@ -33,7 +33,7 @@ class TrainingState:
 class RunParts:
     """What of a run changes with its steps."""
 
-    model: VLMOcc
+    model: torch.nn.Module
     names: dict[str, Weight]  # see `weight_names`
     optimizer: torch.optim.Optimizer
     averaged: dict[str, Tensor]  # by the parameter's name in the model; empty without averages
@@ -67,12 +67,12 @@ def weight_names(model: VLMOcc) -> dict[str, Weight]:
     return names
 
 
-def make_shardable(model: VLMOcc) -> None:
+def make_shardable(model: torch.nn.Module) -> None:
     """Give scalar parameters one dimension and all a contiguous layout: FSDP2 shards no others.
 
     ValueError for a quantised base, whose scales would stay behind.
     """
-    if model.config.quantization != "none":
+    if isinstance(model, VLMOcc) and model.config.quantization != "none":
         raise ValueError(
             f"quantization = {model.config.quantization!r} under FSDP, which cannot shard quantised layers; "
             "use configs/accelerate/multi_gpu.yaml, or quantization: none"
@@ -171,7 +171,7 @@ def load_optimizer(state: TrainingState, run: RunParts) -> None:
     run.optimizer.load_state_dict(plain)
 
 
-def average(averaged: dict[str, Tensor], model: VLMOcc, decay: float) -> None:
+def average(averaged: dict[str, Tensor], model: torch.nn.Module, decay: float) -> None:
     """Exponential moving average of the trained weights."""
     if averaged:
         parameters = dict(model.named_parameters())
@@ -179,7 +179,7 @@ def average(averaged: dict[str, Tensor], model: VLMOcc, decay: float) -> None:
             value.lerp_(parameters[name].detach(), 1 - decay)
 
 
-def restore_average(averaged: dict[str, Tensor], model: VLMOcc) -> None:
+def restore_average(averaged: dict[str, Tensor], model: torch.nn.Module) -> None:
     """Put the averaged weights into the model."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from vlm_occ.config import TrainConfig, read_yaml
 from vlm_occ.data.augment import without_cameras, without_lidar
@@ -33,12 +32,14 @@ from vlm_occ.objectives import (
     weighted_sum,
 )
 from vlm_occ.objectives_spatial import SPATIAL_WEIGHTS, spatial_terms
-from vlm_occ.run_config import check_config, keep_config, overridden, tell_deepspeed
+from vlm_occ.run_config import check_config, keep_config, names_system, overridden, tell_deepspeed
 from vlm_occ.run_log import Log, draw_samples
 from vlm_occ.run_model import initial_model, recompute_activations, trainable
 from vlm_occ.run_scenes import Scenes, StepScenes, open_source, step_loader
 from vlm_occ.run_state import (
     RunParts,
+    TrainingState,
+    Weight,
     average,
     load_optimizer,
     load_weights,
@@ -50,14 +51,15 @@ from vlm_occ.run_state import (
     weight_names,
     whole,
 )
-from vlm_occ.types import FREE, LabelledScene, SceneLabels
+from vlm_occ.trainee import M, Trainee, occupied, to_device
+from vlm_occ.types import LabelledScene, SceneLabels
 
 CACHED_SCENES = 1000
 """Outputs of the frozen trunk that stage "grounding" keeps, about 2 MB each."""
 
 
-class TrainingModule(nn.Module):
-    """One forward from labelled scenes to the total loss: what DDP and FSDP wrap."""
+class TrainingModule(Trainee[VLMOcc]):
+    """VLM-Occ in training, at any stage."""
 
     def __init__(self, model: VLMOcc, config: TrainConfig) -> None:
         super().__init__()
@@ -97,7 +99,7 @@ class TrainingModule(nn.Module):
                 terms.update(perception_terms(output.perception, labels, model.perception.grid))
                 weights.update(PERCEPTION_WEIGHTS)
         total, log = weighted_sum(terms, {**weights, **SPATIAL_WEIGHTS})
-        return total + self._touch(), log
+        return total + self.touch(), log
 
     def _describe(
         self, scenes: Sequence[LabelledScene], labels: Sequence[SceneLabels]
@@ -129,18 +131,32 @@ class TrainingModule(nn.Module):
                 self.cache.pop(next(iter(self.cache)))
         return self.model.ground_batch(batch, output)
 
-    def _touch(self) -> Tensor:
-        """Zero that depends on every trained parameter, so that all processes have the same gradients.
+    def weight_names(self) -> dict[str, Weight]:
+        """See `vlm_occ.run_state.weight_names`."""
+        return weight_names(self.model)
 
-        What FSDP has sharded again after its use (layers of the language model) is used in every forward.
-        """
-        used = [p for p in self.parameters() if p.requires_grad and not isinstance(p, DTensor)]
-        return torch.stack([p.flatten()[0] * 0 for p in used]).sum()
+    def load(self, state: TrainingState, *, where: str) -> None:
+        """Put the weights of a state into the model."""
+        load_weights(state, self.model, where=where)
 
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups of the stage."""
+        return trainable(self.model, self.config)
 
-def occupied(labels: Sequence[SceneLabels]) -> Tensor:
-    """The truly occupied voxels, bool [B, X, Y, Z]."""
-    return torch.stack([item.semantics != FREE for item in labels])
+    def recompute(self) -> None:
+        """Of the language model's layers."""
+        recompute_activations(self.model)
+
+    def finish(self, weights: dict[str, Tensor] | None, folder: Path | None) -> VLMOcc:
+        """The finished model; every stage but "perception" makes it a trained one."""
+        model, trained = self.model, self.config.stage != "perception" or self.model.config.trained
+        if weights is not None:
+            model = VLMOcc.from_config(model.config)
+            load_model_state(model, weights, where="the trained model")
+        model.config = replace(model.config, trained=trained)
+        if folder is not None:
+            save_checkpoint(model, folder)
+        return model
 
 
 def slim(output: PerceptionOutput) -> PerceptionOutput:
@@ -158,11 +174,6 @@ def slim(output: PerceptionOutput) -> PerceptionOutput:
     )
 
 
-def to_device(labels: SceneLabels, device: torch.device) -> SceneLabels:
-    """Labels on another device."""
-    return SceneLabels(**{name: getattr(labels, name).to(device) for name in labels.__dataclass_fields__})
-
-
 def rate_factor(step: int, config: TrainConfig) -> float:
     """Linear warm-up, then a cosine to 2 % of the rate."""
     if step < config.warmup:
@@ -172,25 +183,30 @@ def rate_factor(step: int, config: TrainConfig) -> float:
 
 
 def train(config: TrainConfig, *, source: Scenes | None = None, model: VLMOcc | None = None) -> VLMOcc:
-    """Run or resume training; the finished model is saved in `config.out`/final and returned."""
+    """Run or resume training of VLM-Occ; the finished model is saved in `config.out`/final and returned."""
     check_config(config)
-    accelerator = Accelerator(gradient_accumulation_steps=1)
-    main, out = accelerator.is_main_process, Path(config.out)
     source = source if source is not None else open_source(config)
-    model = model if model is not None else initial_model(config)
+    trainee = TrainingModule(model if model is not None else initial_model(config), config)
+    return run_training(trainee, config, source)
+
+
+def run_training(trainee: Trainee[M], config: TrainConfig, source: Scenes) -> M:
+    """The loop: from the newest checkpoint in `config.out`, if there is one, to the finished model."""
+    accelerator = Accelerator(gradient_accumulation_steps=1)
+    main, out, model = accelerator.is_main_process, Path(config.out), trainee.model
     found = newest_state(out)
     if found is not None:
-        load_weights(found, model, where=str(out))
-    names = weight_names(model)
+        trainee.load(found, where=str(out))
+    names = trainee.weight_names()
     if accelerator.distributed_type == DistributedType.FSDP:
         make_shardable(model)
-    groups = trainable(model, config)
+    groups = trainee.groups()
     if config.checkpointing:
-        recompute_activations(model)
+        trainee.recompute()
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, betas=(0.9, 0.98), foreach=False)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         tell_deepspeed(accelerator, config)
-    module, optimizer = accelerator.prepare(TrainingModule(model, config), optimizer)
+    module, optimizer = accelerator.prepare(trainee, optimizer)
     averaged = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad and config.ema}
     run = RunParts(model, names, optimizer, averaged, accelerator.distributed_type)
     start = 0 if found is None else found.step
@@ -213,21 +229,8 @@ def train(config: TrainConfig, *, source: Scenes | None = None, model: VLMOcc | 
             folder = out / "pictures" / f"step-{step + 1:07d}"
             draw_samples(model, source[0], folder, grounding=config.stage != "perception")
     log.close()
-    return finished(run, config, writes=main)
-
-
-def finished(run: RunParts, config: TrainConfig, *, writes: bool) -> VLMOcc:
-    """The trained model with its averaged weights; the process that `writes` saves it in `out`/final."""
-    restore_average(run.averaged, run.model)
-    model, trained = run.model, config.stage != "perception" or run.model.config.trained
-    if run.kind == DistributedType.FSDP:  # its shards into a whole model
-        weights = run_weights(run)
-        model = VLMOcc.from_config(model.config)
-        load_model_state(model, weights, where="the trained model")
-    model.config = replace(model.config, trained=trained)
-    if writes:
-        save_checkpoint(model, Path(config.out) / "final")
-    return model
+    restore_average(averaged, model)
+    return trainee.finish(run_weights(run) if sharded else None, out / "final" if main else None)
 
 
 def optimizer_step(
@@ -266,5 +269,13 @@ def optimizer_step(
 
 
 def train_command(config_path: str, overrides: dict[str, str]) -> None:
-    """`vlm-occ train CONFIG.yaml --field value`: dotted fields override the file's."""
-    train(overridden(read_yaml(TrainConfig, config_path), overrides))
+    """`vlm-occ train CONFIG.yaml --field value`: dotted fields override the file's.
+
+    A config with a section `system` trains one of the paper's systems.
+    """
+    from vlm_occ.paper_train import PaperTrainConfig, train_paper
+
+    if names_system(config_path):
+        train_paper(overridden(read_yaml(PaperTrainConfig, config_path), overrides))
+    else:
+        train(overridden(read_yaml(TrainConfig, config_path), overrides))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from vlm_occ.weights import hide_broken_torchvision
 
@@ -86,13 +87,17 @@ class ImageResNet(nn.Module):
                 module.eval()
         return self
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Images [F, 3, H, W] in 0..1 to maps [F, C_i, H / s, W / s]."""
+    def forward(self, images: Tensor, *, recompute: bool = False) -> list[Tensor]:
+        """Images [F, 3, H, W] in 0..1 to maps [F, C_i, H / s, W / s].
+
+        With `recompute`, blocks forget their activations and compute them again going backward.
+        """
         mean, std = (images.new_tensor(values)[:, None, None] for values in (MEAN, STD))
         x = self.model.embedder((images - mean) / std)
         maps = []
         for stage in self.model.encoder.stages:
-            x = stage(x)
+            for block in stage.layers:  # type: ignore[union-attr]
+                x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)  # type: ignore[operator]
             maps.append(x)
         return maps[1:]
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vlm_occ.encoders.camera import NEAREST
 from vlm_occ.geometry import project
@@ -178,7 +179,7 @@ class VoxelEncoder(nn.Module):
         hidden: int = 512,
     ) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.recomputes = shape, False  # whether layers forget their activations
         self.content = nn.Parameter(torch.randn(math.prod(shape), width) * 0.02)
         self.axes = nn.ParameterList([nn.Parameter(torch.randn(size, width) * 0.3) for size in shape])
         self.layers = nn.ModuleList(
@@ -209,7 +210,8 @@ class VoxelEncoder(nn.Module):
         content = self.content if start is None else self.content + start
         x = content.expand(len(words), -1, -1)
         for layer in self.layers:
-            x = layer(x, self.position(), levels, hits, words, mask)
+            inputs = (x, self.position(), levels, hits, words, mask)
+            x = checkpoint(layer, *inputs, use_reentrant=False) if self.recomputes else layer(*inputs)
         return x
 
 

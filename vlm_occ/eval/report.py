@@ -40,14 +40,14 @@ def protocol(model: VLMOcc, name: str, scenes: Scenes, split: str, data: str) ->
         "truth": "occupied voxels that touch the box (Talk2Occ eq. 1), whole grid, no visibility mask",
         "iou": "union of the targets' voxels, strict > thresholds",
         "score_threshold": model.config.score_threshold,
-        "commit": _commit(),
+        "commit": commit_of_tree(),
         "command": " ".join(sys.argv),
         "hardware": f"{platform.machine()}, {os.cpu_count()} CPU cores, model on {model.device}",
         "torch": torch.__version__,
     }
 
 
-def _commit() -> str:
+def commit_of_tree() -> str:
     """The commit of the working tree, if it is one."""
     try:
         done = subprocess.run(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import overload
 
 import torch
@@ -32,7 +33,7 @@ from vlm_occ.models.paper_batch import (
     SceneView,
     SentenceOutput,
 )
-from vlm_occ.models.sensors import PaperSensors, SceneFeatures, TrunkSensors
+from vlm_occ.models.sensors import PaperSensors, SceneFeatures, TrunkFeatures, TrunkSensors
 from vlm_occ.types import GroundingResult, Scene, VoxelGrid
 
 SENTENCES_AT_ONCE = 4
@@ -96,17 +97,22 @@ class Baseline(nn.Module):
 
     def forward(self, batch: QueryBatch) -> PaperOutput:
         """Everything that a system says to all sentences of a batch."""
-        views = self.observe(batch.inputs, occupied=batch.occupied)
+        views = self.observe(batch.inputs, occupied=batch.occupied, seen=batch.seen)
         said = [
             self.read(view, [q.text for q in queries]) if queries else None
             for view, queries in zip(views, batch.queries, strict=True)
         ]
         return PaperOutput(views, tuple(said))
 
-    def observe(self, inputs: SceneInputs, *, occupied: Tensor | None = None) -> tuple[SceneView, ...]:
-        """The scenes before any word is read; `occupied` voxels (bool [B, X, Y, Z]) are always decoded."""
+    def observe(
+        self, inputs: SceneInputs, *, occupied: Tensor | None = None, seen: TrunkFeatures | None = None
+    ) -> tuple[SceneView, ...]:
+        """The scenes before any word is read; `occupied` voxels (bool [B, X, Y, Z]) are always decoded.
+
+        `seen`: what the frozen trunk said of them, where it was kept.
+        """
         with self._mixed():
-            features = self.sensors(inputs)
+            features = self.sensors(inputs, seen)
             return tuple(
                 self._view(features, inputs, b, None if occupied is None else occupied[b])
                 for b in range(inputs.batch_size)
@@ -272,3 +278,19 @@ class Baseline(nn.Module):
             texts = queries[begin : begin + SENTENCES_AT_ONCE]
             results += answers(state, texts, self.read(state.view, texts), self.config, refine=refine)
         return results[0] if isinstance(query, str) else results
+
+    @classmethod
+    def from_pretrained(cls, name: str, *, device: str | torch.device | None = None) -> Baseline:
+        """The system of a checkpoint folder or a Hub id, or of "groundingocc-nano" and its like; whichever
+        of the four it is, whatever class it is asked of.
+        """
+        from vlm_occ.models.paper_checkpoint import load_system
+
+        system = load_system(name)
+        return system.to(device).eval() if device is not None else system.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config and weights (never what a package ships) into `folder`, at once or not at all."""
+        from vlm_occ.models.paper_checkpoint import save_system
+
+        save_system(self, Path(folder))

@@ -40,7 +40,16 @@ def model_state(model: VLMOcc) -> dict[str, Tensor]:
 
 def load_model_state(model: VLMOcc, state: dict[str, Tensor], *, where: str) -> None:
     """Put weights of `model_state` into a model; ValueError names the first missing, odd or misshapen one."""
-    expected = model_state(model)
+    check_state(model_state(model), state, where=where)
+    own = {name: tensor for name, tensor in state.items() if not name.startswith("backbone.")}
+    model.load_state_dict(own, strict=False)
+    model.backbone.load_trainable_state(
+        {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
+    )
+
+
+def check_state(expected: dict[str, Tensor], state: dict[str, Tensor], *, where: str) -> None:
+    """ValueError names the first weight of `state` that is missing, odd or misshapen."""
     for name, tensor in expected.items():
         if name not in state:
             raise ValueError(
@@ -55,11 +64,6 @@ def load_model_state(model: VLMOcc, state: dict[str, Tensor], *, where: str) -> 
         raise ValueError(
             f"{where} holds the unknown weight {odd[0]!r}; it was saved by another configuration"
         )
-    own = {name: tensor for name, tensor in state.items() if not name.startswith("backbone.")}
-    model.load_state_dict(own, strict=False)
-    model.backbone.load_trainable_state(
-        {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
-    )
 
 
 def write_folder(folder: Path, write: Any) -> None:
@@ -83,10 +87,15 @@ def write_folder(folder: Path, write: Any) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def save_checkpoint(model: VLMOcc, folder: Path, *, dtype: torch.dtype | None = None) -> None:
-    """Write a checkpoint; `dtype` bfloat16 halves it (the shipped default does so)."""
+def check_target(folder: Path) -> None:
+    """ValueError where saving a checkpoint into `folder` would replace something else."""
     if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG_FILE).exists():
         raise ValueError(f"{folder} is not empty and holds no checkpoint; choose another folder")
+
+
+def save_checkpoint(model: VLMOcc, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write a checkpoint; `dtype` bfloat16 halves it (the shipped default does so)."""
+    check_target(folder)
     state = {name: tensor.detach().cpu() for name, tensor in model_state(model).items()}
     if dtype is not None:
         state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
@@ -141,8 +150,8 @@ def read_shards(folder: Path) -> dict[str, Tensor]:
     return state
 
 
-def read_config(folder: Path) -> tuple[ModelConfig, str]:
-    """The config of a checkpoint folder and the hash of the base model that it was trained on."""
+def read_about(folder: Path) -> dict[str, Any]:
+    """What the config file of a checkpoint folder says; ValueError where it is none of this version."""
     path = folder / CONFIG_FILE
     try:
         values = json.loads(path.read_text())
@@ -155,6 +164,17 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
         raise ValueError(
             f"checkpoint {folder} has format version {version}, this program reads {FORMAT_VERSION}; "
             "use the release of vlm-occ that wrote it, or train it again"
+        )
+    return values
+
+
+def read_config(folder: Path) -> tuple[ModelConfig, str]:
+    """The config of a checkpoint folder and the hash of the base model that it was trained on."""
+    values = read_about(folder)
+    if "model" not in values:
+        raise ValueError(
+            f"checkpoint {folder} holds one of the paper's systems, not VLM-Occ; `vlm-occ ground --model` "
+            "and vlm_occ.models.load.load_model take both"
         )
     return from_dict(ModelConfig, values["model"]), str(values["base_hash"])
 

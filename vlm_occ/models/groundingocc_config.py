@@ -141,3 +141,12 @@ def table4(config: GroundingOccConfig) -> tuple[GroundingOccConfig, ...]:
         replace(geometric, geo_affinity=True, sem_affinity=False),
         replace(geometric, geo_affinity=True, sem_affinity=True),
     )
+
+
+NAMED = {
+    "groundingocc-nano": GroundingOccConfig(),
+    "m-baseline-nano": baseline(GroundingOccConfig(), "M"),
+    "c-baseline-nano": baseline(GroundingOccConfig(), "C"),
+    "l-baseline-nano": baseline(GroundingOccConfig(), "L"),
+}
+"""Systems with a name of their own; GroundingOcc-Refine is GroundingOcc asked with `refine`."""

@@ -13,6 +13,7 @@ from vlm_occ.encoders.voxel_queries import CameraHits
 from vlm_occ.heads.grounding2d import ImageGrounding
 from vlm_occ.heads.grounding3d import BoxProposals
 from vlm_occ.models.groundingocc_config import GroundingOccConfig
+from vlm_occ.models.sensors import TrunkFeatures
 from vlm_occ.types import FREE, GroundingQuery, LabelledScene, VoxelGrid
 
 
@@ -23,6 +24,7 @@ class QueryBatch:
     inputs: SceneInputs
     queries: tuple[tuple[GroundingQuery, ...], ...]
     occupied: Tensor | None = None  # bool [B, X, Y, Z]: in training, the voxels that are decoded besides
+    seen: TrunkFeatures | None = None  # what the frozen trunk said of the scenes, where it was kept
 
 
 def make_query_batch(

@@ -73,7 +73,9 @@ class Perception(nn.Module):
         self.image_network = ImageNetwork(config.image_backbone)
         self.image_network.requires_grad_(False)
         self.pyramid = FeaturePyramid(self.image_network.channels, image)
-        self.camera_volume = CameraVolume(image, volume)
+        x, y, z = (size // 2 for size in self.grid.shape)
+        half = VoxelGrid(self.grid.origin, 2 * self.grid.voxel_size, (x, y, z))
+        self.camera_volume = CameraVolume(image, volume, grid=half)
         self.lidar = LidarEncoder(config.lidar_width, volume, self.grid)
         self.fusion = AdaptiveFusion(volume)
         self.bev = BirdsEyeNetwork(
@@ -82,13 +84,16 @@ class Perception(nn.Module):
             width=bev,
             fine_width=fine,
         )
-        self.occupancy = SceneOccupancyHead(coarse_channels=2 * bev, fine_channels=fine)
+        self.occupancy = SceneOccupancyHead(
+            coarse_channels=2 * bev, fine_channels=fine, height=self.grid.shape[2]
+        )
         self.centres = CentreHead(fine)
         self.voxel = VoxelFeatureHead(
             bev_channels=fine,
             lidar_channels=config.lidar_width,
             image_channels=image + PIXEL_CHANNELS,
             width=config.fine_width,
+            height=self.grid.shape[2],
         )
         self.tokens = VoxelTokenEncoder(
             bev_channels=(fine, bev, 2 * bev),

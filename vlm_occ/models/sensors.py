@@ -68,13 +68,15 @@ class PaperSensors(nn.Module):
             self.lidar = LidarVolume(
                 config.perception.lidar_width, config.width, config.query_shape, grid=grid
             )
-        self.config = config
+        self.config, self.recomputes = config, False
 
-    def forward(self, inputs: SceneInputs) -> SceneFeatures:
-        """See `SceneFeatures`."""
+    def forward(self, inputs: SceneInputs, seen: TrunkFeatures | None = None) -> SceneFeatures:
+        """See `SceneFeatures`; these encoders are trained, so nothing of them is kept."""
+        del seen
         levels: tuple[Tensor, ...] = ()
         if self.config.cameras:
-            levels = tuple(self.pyramid(self.image_network(inputs.images)))
+            maps = self.image_network(inputs.images, recompute=self.recomputes and self.training)
+            levels = tuple(self.pyramid(maps))
         volume = self.lidar(list(inputs.points)) if self.config.lidar else None
         return SceneFeatures(levels, volume, None, None)
 
@@ -97,8 +99,10 @@ class TrunkSensors(nn.Module):
         if config.cameras:
             self.pyramid = TopDownPyramid((perception.image_width,) * 3, config.width)
 
-    def forward(self, inputs: SceneInputs) -> SceneFeatures:
-        """See `SceneFeatures`."""
+    def forward(self, inputs: SceneInputs, seen: TrunkFeatures | None = None) -> SceneFeatures:
+        """See `SceneFeatures`; `seen` is what the trunk said of these inputs, where it was kept."""
+        if seen is not None:
+            return self.adapt(seen)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.train_trunk):
             seen = self.observe(inputs)
         return self.adapt(seen)

@@ -1,0 +1,257 @@
+"""The contest: all systems train and are scored on the same scenes and sentences, from one trunk.
+
+Each finished system is kept, so a contest that was stopped goes on where it was. A sentence means exactly one
+object, in training and in scoring, as in Talk2Occ.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from vlm_occ.config import DataConfig, ModelConfig, PerceptionConfig, TrainConfig
+from vlm_occ.data.dataset import Talk2OccDataset
+from vlm_occ.data.store import SimulatedScenes
+from vlm_occ.eval.contenders import Scores, score
+from vlm_occ.eval.evaluate import Scenes
+from vlm_occ.eval.report import write_json
+from vlm_occ.models.adapter import VLMOcc
+from vlm_occ.models.baselines import Baseline
+from vlm_occ.models.checkpoint import find_checkpoint, read_config
+from vlm_occ.models.groundingocc_config import GroundingOccConfig, baseline, table3, table4
+from vlm_occ.models.load import load_model
+from vlm_occ.paper_train import PaperTrainConfig, train_paper
+from vlm_occ.run_scenes import with_one_target
+from vlm_occ.train import train
+from vlm_occ.types import LabelledScene
+
+
+@dataclass(frozen=True)
+class ContestConfig:
+    """What a contest is; a folder holds one only, budgets excepted."""
+
+    trunk: str  # checkpoint of stage "perception"
+    out: str = "runs/contest"
+    data: str = "sim"  # or the folder of `vlm-occ data talk2occ`
+    pool: str | None = None  # folder that keeps the simulated training scenes
+    keep_features: bool = True  # of the frozen trunk, 9 MB for each training scene and sensor set
+    scenes: int = 600  # of training
+    first_scene: int = 0  # where they start; give scenes that the trunk was not trained on
+    eval_scenes: int = 200
+    num_frames: int = 2
+    camera_frames: int = 1  # frames with images; multi-frame fusion has nothing to join below 2
+    queries: int = 48  # sentences written for each training scene
+    queries_per_scene: int = 16  # of them in a step
+    eval_queries: int = 6
+    steps: int = 1000
+    ablation_steps: int = 0  # of Tables III and IV; 0: the same budget as Table II
+    until: float = 0.30  # Acc@0.25 of GroundingOcc-Refine up to which `steps` is doubled
+    most_steps: int = 0  # but never beyond; 0: `steps` stays
+    seeds: int = 3  # of GroundingOcc and VLM-Occ; the others have one
+    reference_seeds: int = 20
+    draws: int = 2000
+    rate: float = 1e-3  # of the paper's systems
+    base: str = "nano"  # VLM-Occ's pretrained model
+    label_share: float = 0.5  # of VLM-Occ's steps that train on label tokens, before those on the trunk
+    vlm_head_rate: float = 1e-3
+    vlm_input_rate: float = 3e-4
+    vlm_lora_rate: float = 4e-4
+    vlm_clip: float = 1.0
+    width: int = 0  # of the paper's systems; 0: the nano scale's
+    text: str = "minilm"  # their text encoder
+    save_every: int = 100
+    sample_scene: str = "sim:7"  # on which latency and memory are measured
+    pictures: int = 6
+
+
+FREE_TO_CHANGE = (
+    *("out", "steps", "ablation_steps", "until", "most_steps", "seeds"),
+    *("reference_seeds", "draws", "pictures", "save_every"),
+)
+"""Fields that may differ when a contest goes on in its folder."""
+
+
+class Contest:
+    """The scenes of a contest and what its systems have scored so far."""
+
+    def __init__(self, config: ContestConfig) -> None:
+        """ValueError where the folder holds a contest of other settings, or the trunk is none."""
+        self.config, self.out = config, Path(config.out)
+        self.perception = trunk_config(config.trunk, config.camera_frames)
+        self._keep_settings()
+        self.validation = OneTarget(self._scenes("val"))
+        self.system = GroundingOccConfig(perception=self.perception, text=config.text)
+        if config.width:
+            self.system = replace(self.system, width=config.width)
+
+    def _keep_settings(self) -> None:
+        """Write the contest's settings, or compare them with those that are there."""
+        path = self.out / "contest.json"
+        ours = {k: v for k, v in asdict(self.config).items() if k not in FREE_TO_CHANGE}
+        if not path.exists():
+            write_json(ours, path)
+        theirs = json.loads(path.read_text())
+        for name, value in ours.items():
+            if theirs.get(name) != value:
+                raise ValueError(
+                    f"{self.out} holds a contest with {name} = {theirs.get(name)}, this one asks for {value}; "
+                    "give another --out, or delete the folder"
+                )
+
+    def _scenes(self, split: Literal["train", "val"]) -> Scenes:
+        config = self.config
+        if config.data != "sim":
+            return Talk2OccDataset(config.data, split, num_frames=config.num_frames)
+        training = split == "train"
+        return SimulatedScenes(
+            split,
+            config.scenes if training else config.eval_scenes,
+            num_frames=config.num_frames,
+            camera_frames=config.camera_frames,
+            num_queries=config.queries if training else config.eval_queries,
+            balanced=training,
+            folder=Path(config.pool or self.out / "train") if training else self.out / "val",
+            first=config.first_scene if training else 0,
+        )
+
+    def scored(self, name: str, *, seed: int = 0, steps: int | None = None) -> Scores:
+        """The scores of a system by its name in the tables; trained first where it is not yet.
+
+        Paper's systems: a name of `paper_systems`.
+        """
+        folder = self.folder(name, seed=seed, steps=steps)
+        path = folder / "scores.json"
+        if not path.exists():
+            start = time.perf_counter()
+            model = self.trained(name, seed=seed, steps=steps)
+            seconds = time.perf_counter() - start
+            scores = score(model, self.validation)
+            write_json({**scores.as_dict(), "train_seconds": round(seconds, 1)}, path)
+        return Scores.from_dict(json.loads(path.read_text()))
+
+    def train_seconds(self, name: str, *, seed: int = 0) -> float:
+        """Wall time of a finished system's training (of its last part, where it was resumed)."""
+        return float(json.loads((self.folder(name, seed=seed) / "scores.json").read_text())["train_seconds"])
+
+    def folder(self, name: str, *, seed: int = 0, steps: int | None = None) -> Path:
+        """Where a system's run is."""
+        return self.out / f"steps-{steps or self.config.steps:06d}" / f"{name}-seed{seed}"
+
+    def trained(self, name: str, *, seed: int = 0, steps: int | None = None) -> VLMOcc | Baseline:
+        """A trained system, ready to answer."""
+        folder, steps = self.folder(name, seed=seed, steps=steps), steps or self.config.steps
+        if not (folder / "final").exists():
+            if name == "VLM-Occ":
+                self._train_vlm(folder, seed, steps)
+            else:
+                self._train_paper(folder, self.paper_systems()[name], seed, steps)
+        return load_model(str(folder / "final"), device="cuda" if torch.cuda.is_available() else "cpu")
+
+    def paper_systems(self) -> dict[str, GroundingOccConfig]:
+        """The systems of Table II that learn, and the further rows of Tables III and IV, by name."""
+        modules, losses = table3(self.system), table4(self.system)
+        return {
+            "L-baseline": baseline(self.system, "L"),
+            "C-baseline": baseline(self.system, "C"),
+            "M-baseline": modules[0],
+            "GroundingOcc": losses[3],
+            "multi-frame": modules[1],
+            "depth": modules[2],
+            "2d-head": modules[3],
+            "geometric": losses[1],
+            "geo-scal": losses[2],
+        }
+
+    def _run(self, folder: Path, seed: int, steps: int) -> dict[str, object]:
+        """Fields of a run that all systems share: they see the same sentences in the same order."""
+        config = self.config
+        data = DataConfig(
+            scenes=config.scenes,
+            num_frames=config.num_frames,
+            queries=config.queries,
+            one_target=True,
+            augment=False,
+        )
+        return {
+            "out": str(folder),
+            "trunk": config.trunk,
+            "stage": "grounding",
+            "data": data,
+            "seed": seed,
+            "steps": steps,
+            "queries_per_scene": config.queries_per_scene,
+            "warmup": max(min(50, steps // 10), 1),
+            "save_every": config.save_every,
+            "keep_checkpoints": 1,
+            "tracker": "none",
+        }
+
+    def _train_paper(self, folder: Path, system: GroundingOccConfig, seed: int, steps: int) -> None:
+        run = PaperTrainConfig(
+            **self._run(folder, seed, steps),  # type: ignore[arg-type]
+            system=system,
+            features=str(self.out / "features") if self.config.keep_features else None,
+            head_rate=self.config.rate,
+        )
+        train_paper(run, source=self._scenes("train"))
+
+    def _train_vlm(self, folder: Path, seed: int, steps: int) -> None:
+        """VLM-Occ from its pretrained language model and the shared trunk: on label tokens, then on it."""
+        config = self.config
+        first = min(round(config.label_share * steps), steps - 1)
+        run = TrainConfig(
+            **self._run(folder, seed, steps - first),  # type: ignore[arg-type]
+            model=ModelConfig(base=config.base, perception=replace(self.perception, camera_frames=1)),
+            head_rate=config.vlm_head_rate,
+            input_rate=config.vlm_input_rate,
+            lora_rate=config.vlm_lora_rate,
+            clip=config.vlm_clip,
+        )
+        if first:
+            words = replace(run, out=str(folder / "language"), stage="language", steps=first)
+            done = folder / "language" / "final"
+            if not done.exists():
+                train(words, source=self._scenes("train"))
+            skip = first * run.scenes_per_step
+            run = replace(run, init=str(done), data=replace(run.data, skip=skip))
+        train(run, source=self._scenes("train"))
+
+    def grown(self, tell: Callable[[str], None]) -> Contest:
+        """The contest at the first budget at which GroundingOcc-Refine passes `until`, or at the largest."""
+        config, steps = self.config, self.config.steps
+        while True:
+            found = self.scored("GroundingOcc", steps=steps).refined
+            accuracy = sum(r.iou > 0.25 for r in found) / max(len(found), 1)
+            tell(f"{steps} steps: GroundingOcc-Refine reaches Acc@0.25 of {100 * accuracy:.2f} %")
+            if accuracy >= config.until or 2 * steps > config.most_steps:
+                return Contest(replace(config, steps=steps))
+            steps *= 2
+
+
+@dataclass(frozen=True)
+class OneTarget:
+    """Scenes with only those sentences that mean exactly one object."""
+
+    scenes: Scenes
+
+    def __len__(self) -> int:
+        """Number of scenes."""
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> LabelledScene:
+        """Scene `index`."""
+        return with_one_target(self.scenes[index])
+
+
+def trunk_config(name: str, camera_frames: int) -> PerceptionConfig:
+    """The trunk's config in a checkpoint, for `camera_frames` frames of voxel queries."""
+    folder = find_checkpoint(name)
+    if folder is None:
+        raise ValueError(f"--trunk {name!r} has no trained weights; give a checkpoint of stage 'perception'")
+    return replace(read_config(folder)[0].perception, camera_frames=camera_frames)

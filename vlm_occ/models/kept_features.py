@@ -1,0 +1,88 @@
+"""What a frozen trunk says of scenes, kept in a folder: every system and epoch after the first reads it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.nn import functional
+
+from vlm_occ.encoders.inputs import SceneInputs
+from vlm_occ.models.baselines import Baseline
+from vlm_occ.models.sensors import TrunkFeatures, TrunkSensors
+
+
+class KeptFeatures:
+    """Trunk features of scenes by name, one file each of about 9 MB, at half precision.
+
+    Files are shared by all systems of the same trunk, sensors and frames. What is read is what a first look
+    gives, to the bit, so a resumed run does not differ.
+    """
+
+    def __init__(self, folder: str | Path, system: Baseline) -> None:
+        """ValueError where the system's trunk is not frozen."""
+        config = system.config
+        if not isinstance(system.sensors, TrunkSensors) or config.train_trunk:
+            raise ValueError("features of a trunk that is trained can't be kept; leave the folder out")
+        digest = hashlib.sha256(repr((config.inputs(), config.query_shape)).encode())
+        for name, value in system.sensors.trunk.state_dict().items():
+            digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
+        self.folder, self.sensors = Path(folder) / digest.hexdigest()[:16], system.sensors
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, inputs: Sequence[SceneInputs], names: Sequence[str]) -> TrunkFeatures:
+        """The features of scenes, each with inputs of its own, joined in their order."""
+        parts = [self._scene(item, name) for item, name in zip(inputs, names, strict=True)]
+        levels = zip(*(part.levels for part in parts), strict=True)
+        return TrunkFeatures(
+            levels=tuple(torch.cat(level).float() for level in levels),
+            fused=torch.cat([part.fused for part in parts]).float(),
+            coarse=torch.cat([part.coarse for part in parts]).float(),
+            fine=torch.cat([part.fine for part in parts]).float(),
+            occupancy=torch.cat([part.occupancy for part in parts]).float(),
+        )
+
+    def _scene(self, inputs: SceneInputs, name: str) -> TrunkFeatures:
+        path = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.safetensors"
+        device = inputs.intrinsics.device
+        try:
+            return from_tensors({key: value.to(device) for key, value in load_file(path).items()})
+        except (OSError, SafetensorError, KeyError):  # none yet, or damaged: look again
+            pass
+        with torch.no_grad():
+            seen = halved(self.sensors.observe(inputs), self.sensors.config.query_shape)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        save_file({key: value.cpu().contiguous() for key, value in to_tensors(seen).items()}, temporary)
+        os.replace(temporary, path)
+        return seen
+
+
+def halved(seen: TrunkFeatures, shape: tuple[int, int, int]) -> TrunkFeatures:
+    """The features at half precision, the fused volume at the voxel queries' `shape`."""
+    return replace(
+        seen,
+        levels=tuple(level.bfloat16() for level in seen.levels),
+        fused=functional.adaptive_avg_pool3d(seen.fused, shape).bfloat16(),
+        coarse=seen.coarse.bfloat16(),
+        fine=seen.fine.bfloat16(),
+        occupancy=seen.occupancy.bfloat16(),
+    )
+
+
+def to_tensors(seen: TrunkFeatures) -> dict[str, torch.Tensor]:
+    """The features by name, for a file."""
+    levels = {f"level{number}": level for number, level in enumerate(seen.levels)}
+    return {**levels, **{name: getattr(seen, name) for name in ("fused", "coarse", "fine", "occupancy")}}
+
+
+def from_tensors(tensors: dict[str, torch.Tensor]) -> TrunkFeatures:
+    """What `to_tensors` made."""
+    levels = tuple(tensors[f"level{n}"] for n in range(sum(name.startswith("level") for name in tensors)))
+    names = ("fused", "coarse", "fine", "occupancy")
+    return TrunkFeatures(levels=levels, **{name: tensors[name] for name in names})
