@@ -8,7 +8,9 @@ from torch.nn import functional
 
 from vlm_occ.encoders.resnet import MEAN, STD, DeformableConv2d, ImageResNet
 
-TINY = {"depths": (1, 1, 2, 1), "widths": (16, 16, 32, 64)}
+
+def tiny(*, deformable: bool = True) -> ImageResNet:
+    return ImageResNet(deformable=deformable, depths=(1, 1, 2, 1), widths=(16, 16, 32, 64))
 
 
 def bilinear(image: Tensor, y: float, x: float) -> Tensor:
@@ -50,7 +52,7 @@ def test_moved_and_weighted_taps_equal_a_loop() -> None:
 
 def test_maps_have_strides_8_16_and_32_and_equal_transformers_without_deformation() -> None:
     torch.manual_seed(0)
-    network = ImageResNet(**TINY, deformable=False)
+    network = tiny(deformable=False)
     images = torch.rand(2, 3, 64, 96)
     maps = network(images)
     assert [tuple(m.shape[1:]) for m in maps] == [(16, 8, 12), (32, 4, 6), (64, 2, 3)]
@@ -62,9 +64,9 @@ def test_maps_have_strides_8_16_and_32_and_equal_transformers_without_deformatio
 
 def test_the_last_two_stages_deform_and_keep_pretrained_weights() -> None:
     torch.manual_seed(0)
-    plain = ImageResNet(**TINY, deformable=False)
+    plain = tiny(deformable=False)
     torch.manual_seed(0)
-    moved = ImageResNet(**TINY, deformable=True)
+    moved = tiny()
     names = [n for n, m in moved.named_modules() if isinstance(m, DeformableConv2d)]
     assert [n.split(".stages.")[1][0] for n in names] == ["2", "2", "3"]
     images = torch.rand(1, 3, 64, 64)
@@ -73,7 +75,7 @@ def test_the_last_two_stages_deform_and_keep_pretrained_weights() -> None:
 
 
 def test_training_never_moves_the_batch_statistics() -> None:
-    network = ImageResNet(**TINY).train()
+    network = tiny().train()
     before = [b.clone() for n, b in network.named_buffers() if "running" in n]
     network(torch.rand(2, 3, 64, 64))
     after = [b for n, b in network.named_buffers() if "running" in n]

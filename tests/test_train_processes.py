@@ -55,7 +55,7 @@ def watch_shards() -> None:
     save = training.save_training_state
 
     def checked(out: Path, run: RunParts, step: int, *, keep: int, writes: bool = True) -> None:
-        layers = cast(Any, run.model.backbone.model).model.language_model.layers
+        layers = cast(Any, run.model).backbone.model.model.language_model.layers
         assert len(layers) > 1 and all(isinstance(layer, FSDPModule) for layer in layers)
         assert all(isinstance(parameter, DTensor) for parameter in run.model.parameters())
         save(out, run, step, keep=keep, writes=writes)

@@ -80,17 +80,19 @@ def shared_prefix_attention(
             query[:, :, :own], past_key[None], past_value[None], is_causal=True, scale=scale, enable_gqa=True
         )
         parts.append(first[0].transpose(0, 1))  # [P, H, d]
-    rows = [
-        x[0].transpose(0, 1).index_select(0, turns.place + x.shape[2] - turns.total)
-        for x in (query, key, value)
-    ]
-    sizes = [count * width for count, width in turns.shapes]
+    queries, keys, values = (_in_buckets(x, turns) for x in (query, key, value))
     asked = [
-        _bucket(*(x.unflatten(0, shape) for x in part), (past_key, past_value), scale)
-        for shape, *part in zip(turns.shapes, *(x.split(sizes) for x in rows), strict=True)
+        _bucket(q, k, v, (past_key, past_value), scale) for q, k, v in zip(queries, keys, values, strict=True)
     ]
     parts.append(torch.cat(asked).index_select(0, turns.back))
     return torch.cat(parts)[None], None
+
+
+def _in_buckets(x: Tensor, turns: Turns) -> list[Tensor]:
+    """The last tokens of [1, H, L, d], bucket by bucket: each [R, l, H, d]."""
+    rows = x[0].transpose(0, 1).index_select(0, turns.place + x.shape[2] - turns.total)
+    parts = rows.split([count * width for count, width in turns.shapes])
+    return [part.unflatten(0, shape) for part, shape in zip(parts, turns.shapes, strict=True)]
 
 
 def _bucket(query: Tensor, key: Tensor, value: Tensor, past: tuple[Tensor, Tensor], scale: float) -> Tensor:
