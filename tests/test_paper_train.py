@@ -100,7 +100,7 @@ def test_a_checkpoint_of_another_kind_or_shape_is_refused(text: Path, tmp_path: 
     (tmp_path / "saved" / "config.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match="shape"):
         load_system(str(tmp_path / "saved"))
-    with pytest.raises(ValueError, match="groundingocc-nano"):
+    with pytest.raises(ValueError, match="holds VLM-Occ"):
         load_system("nano")
 
 
