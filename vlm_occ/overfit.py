@@ -34,7 +34,7 @@ def overfit_config(out: str, steps: int) -> TrainConfig:
     )
 
 
-def overfit(out: str, *, steps: int = 150) -> dict[str, object]:
+def overfit(out: str, *, steps: int = 250) -> dict[str, object]:
     """Train on the keyframe, then ground its sentences in a new process; the result is written to `out`."""
     folder = real_data()
     known = load_labelled_keyframe(folder / "nuscenes_keyframe", folder / "nuscenes_keyframe_queries.json")
