@@ -261,7 +261,8 @@ class Backbone(nn.Module):
 
     def _token_rows(self, ids: Tensor) -> dict[int, Tensor]:
         """The trained rows of tokens without features in `ids` [B, L], one a place: see `add_adapter`."""
-        table = cast(Any, self.model.get_input_embeddings()).token_adapter  # the module's own: FSDP swaps it
+        table = cast(Any, self.model.get_input_embeddings())
+        table = getattr(table, "token_adapter", table)  # with LoRA; the module's own rows: FSDP swaps them
         (rows,) = table.trainable_tokens_delta.values()  # [5, D]
         counts = {index: int((ids == index).sum()) for index in self._rows}
         return {i: rows[self._rows[i]].expand(count, -1) for i, count in counts.items() if count}
