@@ -49,7 +49,7 @@ GROUNDING_WEIGHTS = {
 
 def seen_objects(labels: SceneLabels) -> Tensor:
     """Rows of the boxes [K] that a sensor saw at all: the ones that a candidate is asked for."""
-    return ((labels.visibility >= 0.1) | (labels.num_points >= 3)).nonzero()[:, 0]
+    return labels.seen.nonzero()[:, 0]
 
 
 def perception_terms(

@@ -148,6 +148,11 @@ class SceneLabels:
     visibility: Tensor  # float32 [M] in [0, 1]: visible fraction, all cameras together
     num_points: Tensor  # long [M]: LiDAR points of the reference sweep inside the box
 
+    @property
+    def seen(self) -> Tensor:
+        """Whether a sensor saw an object at all, bool [M]: those that a candidate is asked for."""
+        return (self.visibility >= 0.1) | (self.num_points >= 3)
+
 
 QueryKind = Literal["expression", "command", "none", "many"]
 

@@ -31,8 +31,7 @@ def label_tokens(
     Boxes are jittered (0.25 m, 12 % in size, 6 degrees, one heading in ten turned back), class and colour
     are soft and sometimes wrong, some objects are missed, some tokens stand for nothing. Features are zero.
     """
-    seen = (labels.visibility >= 0.1) | (labels.num_points >= 3)
-    chance = torch.where(seen, SEEN_RECALL, UNSEEN_RECALL)
+    chance = torch.where(labels.seen, SEEN_RECALL, UNSEEN_RECALL)
     rows = (torch.rand(len(labels.boxes), generator=bits) < chance).nonzero()[:, 0]
     false = int(torch.randint(0, MOST_FALSE + 1, (1,), generator=bits))
     boxes = torch.cat([_jittered(labels.boxes[rows], bits), _random_boxes(false, bits)])
