@@ -93,7 +93,7 @@ def candidates_as_objects(config: TrainConfig, item: LabelledScene) -> LabelledS
 def test_a_grounding_run_learns_which_token_each_sentence_means(
     tiny: Path, scenes: list[LabelledScene], tmp_path: Path
 ) -> None:
-    config = replace(tiny_config(tiny, tmp_path / "run"), stage="grounding", steps=50, queries_per_scene=6)
+    config = replace(tiny_config(tiny, tmp_path / "run"), stage="grounding", steps=100, queries_per_scene=6)
     item = candidates_as_objects(config, scenes[0])
     model = train(config, source=[item]).eval()
     lines = log_of(config)

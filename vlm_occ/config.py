@@ -28,6 +28,7 @@ class PerceptionConfig:
     bev_width: int = 64  # channels of the bird's-eye features at 0.8 m; twice that at 1.6 m
     fine_bev_width: int = 48  # channels of the bird's-eye features at 0.4 m
     fine_width: int = 32  # channels of a fine voxel feature (0.4 m)
+    voxel_threshold: float = 0.2  # voxels likelier than this to be occupied get a fine feature
     max_frames: int = 4  # LiDAR sweeps that are merged
     camera_frames: int = 1  # latest frames whose images are lifted to voxels
     max_tokens: int = 128  # voxel tokens (candidate objects) a scene
@@ -68,7 +69,7 @@ class ModelConfig:
     perception: PerceptionConfig = field(default_factory=PerceptionConfig)
     head_width: int = 256
     fusion_layers: int = 3  # of the decoder in which words meet voxel tokens; 0: the state points alone
-    mask_radius: float = 9.0  # metres around a token's position in which its mask may lie
+    mask_radius: float = 9.0  # most metres around a token's position in which its mask may lie
     score_threshold: float = 0.5  # voxel tokens above it are the answer; set by `vlm-occ calibrate`
     score_ratio: float = 0.0  # and above this share of the best score
     occupancy_threshold: float = 0.5
@@ -151,6 +152,9 @@ class DataConfig:
     num_frames: int = 2
     one_target: bool = False  # only sentences that mean exactly one object, as all of Talk2Occ's do
     queries: int = 48  # sentences written for each scene; a step draws from them
+    renew: bool = (
+        True  # every epoch has sentences of its own; false lets a frozen language model's states be kept
+    )
     situations: int = 0  # described situations written for each scene (model.spatial)
     questions: int = 0  # spatial questions written for each scene (model.spatial)
     skip: int = 0  # scenes of the run's order that an earlier run has seen

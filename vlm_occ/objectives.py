@@ -15,7 +15,7 @@ from vlm_occ.losses.language import next_token_cross_entropy
 from vlm_occ.losses.matching import inside_footprint, match_boxes
 from vlm_occ.losses.occupancy import Term, dice, heatmap_focal, sigmoid_focal, term
 from vlm_occ.types import FREE, SceneLabels, VoxelGrid
-from vlm_occ.voxels import coarsen, voxels_in_box
+from vlm_occ.voxels import coarsen, voxel_indices_in_box, voxels_in_box
 
 if TYPE_CHECKING:
     from vlm_occ.models.adapter import VLMOcc
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 PERCEPTION_WEIGHTS = {
     "occupancy": 4.0,
     "occupancy_dice": 0.5,
+    "objects": 1.0,
+    "objects_dice": 1.0,
     "coarse": 1.0,
     "semantic": 0.5,
     "heatmap": 1.0,
@@ -57,6 +59,7 @@ def perception_terms(
 ) -> dict[str, Term]:
     """The trunk's terms: occupancy, semantics, centres, boxes, class, colour and motion of candidates."""
     terms = occupancy_terms(output, labels)
+    terms.update(object_occupancy_terms(output, labels, grid))
     terms.update(centre_terms(output, labels, grid))
     terms.update(attribute_terms(output, labels))
     return terms
@@ -87,6 +90,28 @@ def occupancy_terms(output: PerceptionOutput, labels: Sequence[SceneLabels]) -> 
         values["occupancy_dice"].append(dice(logits[seen], target[seen]))
         values["coarse"].append(coarse)
         values["semantic"].append(semantic / max(len(rows), 1))
+    return _terms(values)
+
+
+def object_occupancy_terms(
+    output: PerceptionOutput, labels: Sequence[SceneLabels], grid: VoxelGrid
+) -> dict[str, Term]:
+    """Occupancy in and around each seen object's box: a mean over objects, so that cones count as buses.
+
+    Objects are a fiftieth of the occupied voxels, and the ones that answers are made of.
+    """
+    values: dict[str, list[Tensor]] = {"objects": [], "objects_dice": []}
+    margin = output.occupancy_logits.new_tensor([0, 0, 0, 0.8, 0.8, 0.8, 0])
+    for logits, item in zip(output.occupancy_logits, labels, strict=True):
+        entropies, overlaps = [logits.sum() * 0], [logits.sum() * 0]
+        for box in item.boxes[seen_objects(item)]:
+            x, y, z = voxel_indices_in_box(box + margin, grid).unbind(-1)
+            if len(x):
+                truth = (item.semantics[x, y, z] != FREE).float()
+                entropies.append(functional.binary_cross_entropy_with_logits(logits[x, y, z], truth))
+                overlaps.append(dice(logits[x, y, z], truth))
+        for name, losses in zip(values, (entropies, overlaps), strict=True):
+            values[name].append(torch.stack(losses).sum() / max(len(losses) - 1, 1))
     return _terms(values)
 
 

@@ -77,7 +77,9 @@ class StepScenes:
         epoch, place = divmod(number, len(source))
         bits = random_bits(config.seed + 17, number)
         index = int(permutation(len(source), config.seed, epoch)[place])
-        renews = isinstance(source, SimulatedScenes | MixedScenes)  # an epoch has sentences of its own
+        renews = config.data.renew and isinstance(
+            source, SimulatedScenes | MixedScenes
+        )  # an epoch has sentences of its own
         fresh = epoch * len(source) if renews else 0
         item = source[fresh + index]
         if config.data.one_target:

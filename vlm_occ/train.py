@@ -14,11 +14,11 @@ from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from vlm_occ.config import TrainConfig, read_yaml
-from vlm_occ.data.augment import without_cameras, without_lidar
 from vlm_occ.encoders.inputs import collate_inputs, prepare_scene
 from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.models.batch import Batch, GroundingOutput
 from vlm_occ.models.checkpoint import load_model_state, save_checkpoint
+from vlm_occ.models.kept_states import KeptLanguage, blind, slim
 from vlm_occ.models.label_tokens import label_tokens
 from vlm_occ.models.perception import PerceptionOutput
 from vlm_occ.models.spatial_batch import keep_clips, make_spatial_batch, without_pictures
@@ -54,7 +54,7 @@ from vlm_occ.run_state import (
 from vlm_occ.trainee import M, Trainee, occupied, to_device
 from vlm_occ.types import LabelledScene, SceneLabels
 
-CACHED_SCENES = 1000
+CACHED_SCENES = 4000
 """Outputs of the frozen trunk that stage "grounding" keeps, about 2 MB each."""
 
 
@@ -65,6 +65,7 @@ class TrainingModule(Trainee[VLMOcc]):
         super().__init__()
         self.model, self.config = model, config
         self.cache: dict[str, PerceptionOutput] = {}
+        self.language: KeptLanguage | None = None
         keep_clips(model, keep=not config.data.augment)
         layers = model.backbone.language_model.layers
         self._no_split_modules = [type(layers[0]).__name__]  # what accelerate shards one by one under FSDP
@@ -84,15 +85,7 @@ class TrainingModule(Trainee[VLMOcc]):
             output = model.perception(inputs.to(model.device), extra_voxels=occupied(labels))
             terms, weights = perception_terms(output, labels, model.perception.grid), PERCEPTION_WEIGHTS
         else:
-            batch = make_spatial_batch(scenes, model.config)
-            batch = replace(
-                batch,
-                inputs=batch.inputs.to(model.device),
-                boxes=tuple(item.boxes for item in labels),
-            )
-            if stage == "grounding" and float(torch.rand(())) < self.config.data.drop_vlm_frames:
-                batch = without_pictures(batch)
-            output = self._ground(scenes, batch, labels)
+            output, batch = self._ground(scenes, labels)
             terms, weights = grounding_terms(model, output, batch, labels), dict(GROUNDING_WEIGHTS)
             terms.update(spatial_terms(model, output.spatial, batch))
             if stage == "joint":
@@ -105,8 +98,7 @@ class TrainingModule(Trainee[VLMOcc]):
         self, scenes: Sequence[LabelledScene], labels: Sequence[SceneLabels]
     ) -> tuple[GroundingOutput, Batch]:
         """The language half on tokens made of labels; sensors are not looked at."""
-        blind = [replace(s, scene=without_lidar(without_cameras(s.scene))) for s in scenes]
-        batch = make_spatial_batch(blind, self.model.config)
+        batch = make_spatial_batch([blind(item) for item in scenes], self.model.config)
         batch = replace(batch, boxes=tuple(item.boxes for item in labels))
         bits = torch.Generator().manual_seed(int(torch.randint(2**62, ())))  # of the step's own seed
         made = [
@@ -116,20 +108,38 @@ class TrainingModule(Trainee[VLMOcc]):
         output = replace(made[0], tokens=tuple(item.tokens[0] for item in made))
         return self.model.ground_batch(batch, output, decode=False), batch
 
-    def _ground(self, scenes: Sequence[LabelledScene], batch: Batch, labels: Sequence[SceneLabels]) -> Any:
-        """A full forward, or in stage "grounding" the language half on a cached trunk."""
-        if self.config.stage == "joint":
-            return self.model(batch, extra_voxels=occupied(labels))
-        name, plain = scenes[0].scene.name, len(scenes) == 1 and not self.config.data.augment
-        if plain and name in self.cache:
-            return self.model.ground_batch(batch, self.cache[name])
-        with torch.no_grad():
-            output = self.model.perception(batch.inputs, extra_voxels=occupied(labels))
-        if plain:  # what is kept must not depend on when it was seen, or a resumed run would differ
-            output = self.cache[name] = slim(output)
-            if len(self.cache) > CACHED_SCENES:
-                self.cache.pop(next(iter(self.cache)))
-        return self.model.ground_batch(batch, output)
+    def _ground(
+        self, scenes: Sequence[LabelledScene], labels: Sequence[SceneLabels]
+    ) -> tuple[GroundingOutput, Batch]:
+        """A full forward, or in stage "grounding" what follows a frozen trunk (and a frozen language model).
+
+        What is kept must not depend on when it was seen, or a resumed run would differ.
+        """
+        model, config, name = self.model, self.config, scenes[0].scene.name
+        frozen = config.stage == "grounding"
+        pictures = not (frozen and float(torch.rand(())) < config.data.drop_vlm_frames)
+        keeps = frozen and len(scenes) == 1 and not config.data.augment
+        seen = self.cache.get(name) if keeps else None
+        words = self.language if keeps and not config.data.renew else None
+        states = words and words.find(name, pictures, scenes[0].queries)
+        if seen is not None and (states is not None or not pictures):
+            scenes = [blind(item) for item in scenes]  # their sensors are not needed again
+        batch = make_spatial_batch(scenes, model.config)
+        batch = replace(
+            batch, inputs=batch.inputs.to(model.device), boxes=tuple(item.boxes for item in labels)
+        )
+        if not pictures:
+            batch = without_pictures(batch)
+        if seen is None:
+            with torch.no_grad() if frozen else contextlib.nullcontext():
+                seen = model.perception(batch.inputs)
+            if keeps:
+                seen = self.cache[name] = slim(seen, model)
+                if len(self.cache) > CACHED_SCENES:
+                    self.cache.pop(next(iter(self.cache)))
+        if words is not None and states is None:
+            states = words.keep(batch, seen, name, pictures)
+        return model.ground_batch(batch, seen, states=states and [states]), batch
 
     def weight_names(self) -> dict[str, Weight]:
         """See `vlm_occ.run_state.weight_names`."""
@@ -141,7 +151,10 @@ class TrainingModule(Trainee[VLMOcc]):
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups of the stage."""
-        return trainable(self.model, self.config)
+        groups = trainable(self.model, self.config)
+        if self.config.stage == "grounding" and not self.config.data.renew:
+            self.language = KeptLanguage(self.model)
+        return groups
 
     def recompute(self) -> None:
         """Of the language model's layers."""
@@ -157,21 +170,6 @@ class TrainingModule(Trainee[VLMOcc]):
         if folder is not None:
             save_checkpoint(model, folder)
         return model
-
-
-def slim(output: PerceptionOutput) -> PerceptionOutput:
-    """A trunk's output without its dense maps, voxel features at half precision: about 2 MB a scene."""
-    empty = torch.zeros(0)
-    return replace(
-        output,
-        coarse_logits=empty,
-        occupancy_logits=empty,
-        heatmap_logits=empty,
-        regression=empty,
-        semantic_logits=empty,
-        voxel_index=output.voxel_index.int(),
-        voxel_features=output.voxel_features.bfloat16(),
-    )
 
 
 def rate_factor(step: int, config: TrainConfig) -> float:

@@ -7,6 +7,7 @@ tokens, with where they lie to one another (as in ViL3DRel, Chen et al. 2022), b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,19 @@ class QueryStates:
     ground: Tensor  # [Q, D] normalised states of <|ground|>
     words: Tensor  # [Q, l, E] states of the words up to <|ground|>, beside their embeddings; padded
     valid: Tensor  # bool [Q, l]
+
+
+def read_queries(states: Sequence[Tensor], words: Sequence[Tensor], norm: nn.LayerNorm) -> QueryStates:
+    """Queries with final states [>= l, D] and embeddings [l, D] of their words, of which <|ground|> is last."""
+    if not states:
+        none = norm.weight.new_zeros(0, 1, norm.normalized_shape[0])
+        return QueryStates(none[:, 0], none.repeat(1, 1, 2), none[..., 0].bool())
+    ground = torch.stack([state[len(row) - 1] for state, row in zip(states, words, strict=True)])
+    both = [torch.cat([s[: len(w)].float(), w], dim=-1) for s, w in zip(states, words, strict=True)]
+    length = torch.tensor([len(row) for row in both], device=ground.device)
+    padded = nn.utils.rnn.pad_sequence(both, batch_first=True)  # [Q, l, 2 D]
+    valid = torch.arange(padded.shape[1], device=ground.device) < length[:, None]
+    return QueryStates(norm(ground.float()), padded, valid)
 
 
 PAIR_CHANNELS = 7

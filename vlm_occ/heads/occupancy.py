@@ -69,16 +69,32 @@ def offset_features(centers: Tensor, box: Tensor) -> Tensor:
     return torch.cat([relative, relative.square() / 4, outside, (centers - box[:3]) / 4], dim=-1)
 
 
+WINDOW_MARGIN = 2.0
+"""Metres beyond the corners of an object's first box in which its mask may lie."""
+
+
+def mask_window(box: Tensor, centers: Tensor, radius: float) -> Tensor:
+    """Rows of the voxels [M, 3] among which the mask of an object with first box [7] is sought."""
+    reach = (box[3:5].norm() / 2 + WINDOW_MARGIN).clamp(max=radius)
+    return ((centers[:, :2] - box[:2]).abs() <= reach).all(-1).nonzero()[:, 0]
+
+
 class ObjectMaskHead(nn.Module):
-    """The mask of one object: MLP(state, token) dotted with fine voxel features near the token
-    (ARCHITECTURE 1 e).
+    """The mask of one object: MLP(state, token) dotted with features of the voxels near it (ARCHITECTURE 1
+    e).
+
+    What is dotted is a voxel's fine feature, its occupancy logit, its place in the object's first box, and
+    32 values that a small network makes of all these under the object's state: the shape of its class.
     """
 
     def __init__(self, state_width: int, *, voxel_width: int, width: int, radius: float) -> None:
         super().__init__()
         self.radius = radius  # metres around the object in which its mask may lie
         channels = voxel_width + OFFSET_CHANNELS
-        last = nn.Linear(width, channels + 1)
+        self.voxel = nn.Linear(channels, 64)
+        self.state = nn.Linear(state_width, 64, bias=False)
+        self.shape = nn.Linear(64, 32)
+        last = nn.Linear(width, channels + 32 + 1)
         self.kernel = nn.Sequential(nn.Linear(state_width, width), nn.GELU(), last)
         # The offset part begins as "inside the box": a mask that is right where the box is.
         nn.init.zeros_(last.bias)
@@ -95,4 +111,6 @@ class ObjectMaskHead(nn.Module):
         """
         kernel = self.kernel(joint).float()
         voxel = torch.cat([features.float(), offset_features(centers, box)], dim=-1)
+        hidden = functional.gelu(self.voxel(voxel) + self.state(joint.float()))
+        voxel = torch.cat([voxel, functional.gelu(self.shape(hidden))], dim=-1)
         return voxel @ kernel[:-1] + kernel[-1]

@@ -236,7 +236,9 @@ class Backbone(nn.Module):
     def train(self, mode: bool = True) -> Backbone:
         """As every module's; refused after `merge`."""
         if mode and self.merged:
-            raise ValueError("this backbone was merged for inference; load it anew to train it")
+            raise ValueError(
+                "this backbone was merged for inference; to train it, load it by from_pretrained(trainable=True)"
+            )
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:

@@ -16,20 +16,21 @@ from vlm_occ.encoders.inputs import prepare_scene
 from vlm_occ.encoders.pose import PoseEncoder
 from vlm_occ.encoders.voxel_tokens import DESCRIBED_CHANNELS, VoxelProjector, described, score_tokens
 from vlm_occ.heads.box import BoxHead, JointState, PointerHead, TokenState
-from vlm_occ.heads.fusion import FusionDecoder, QueryStates
+from vlm_occ.heads.fusion import FusionDecoder, QueryStates, read_queries
 from vlm_occ.heads.occupancy import ObjectMaskHead
 from vlm_occ.language.backbones import Backbone
 from vlm_occ.language.full import train_whole
 from vlm_occ.language.loading import load_backbone
 from vlm_occ.language.prefixes import Prefix, PrefixState
-from vlm_occ.models.batch import Batch, GroundingOutput, ReferredObject, VideoFrames, video_frames
-from vlm_occ.models.decoding import object_masks, pairs_to_decode
+from vlm_occ.models.batch import Batch, GroundingOutput, SceneStates, VideoFrames, video_frames
+from vlm_occ.models.decoding import decode_objects, object_masks, pairs_to_decode
 from vlm_occ.models.describe import describe
 from vlm_occ.models.perception import Perception, PerceptionOutput, SceneTokens
 from vlm_occ.models.saving import Saving
 from vlm_occ.models.spatial import (
     SpatialAnswers,
     SpatialHeads,
+    SpatialOutput,
     batch_turns,
     check_groundable,
     spatial_output,
@@ -57,7 +58,7 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
         self.pointer = PointerHead(hidden, width, width)
         self.joint = JointState(hidden, width, width)
         self.mask = ObjectMaskHead(
-            width, voxel_width=config.perception.fine_width, width=width, radius=config.mask_radius
+            width, voxel_width=config.perception.fine_width + 1, width=width, radius=config.mask_radius
         )
         self.box = BoxHead(width)
         self.spatial = SpatialHeads(hidden, config.spatial) if config.spatial is not None else None
@@ -80,55 +81,58 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
         return self.ground_batch(batch, perception)
 
     def ground_batch(
-        self, batch: Batch, perception: PerceptionOutput, *, decode: bool = True
+        self,
+        batch: Batch,
+        perception: PerceptionOutput,
+        *,
+        decode: bool = True,
+        states: Sequence[SceneStates] | None = None,
     ) -> GroundingOutput:
-        """The language half of `forward`, on a trunk's output that may have been cached.
+        """The language half of `forward`, on a trunk's output and states that may have been cached.
 
         Without `decode` it stops at the scores: no boxes and masks.
         """
-        prefixes = [self._prefix(f, t) for f, t in zip(batch.frames, perception.tokens, strict=True)]
-        features = [self._features(f, t) for f, t in zip(batch.frames, perception.tokens, strict=True)]
-        ids = [[self.backbone.query_ids(q.text, q.answer or None) for q in scene] for scene in batch.queries]
-        turns = batch_turns(self.backbone, batch)
-        asked = [
-            [*(i for i, _ in scene), *(t.ids for t in own)] for scene, own in zip(ids, turns, strict=True)
-        ]
-        states = self.backbone.forward_joint(prefixes, features, asked)
+        spatial = None
+        if states is None:
+            states, spatial = self.language_states(batch, perception)
         logits, matches, objects = [], [], []
-        for b, joint in enumerate(states):
-            tokens = self._token_states(joint.prefix[prefixes[b].voxel_index], perception.tokens[b])
-            query = self._read(joint.queries[: len(ids[b])], ids[b])
+        for b, scene in enumerate(states):
+            ids = [self.backbone.query_ids(q.text, q.answer or None) for q in batch.queries[b]]
+            tokens = self._token_states(scene.tokens, perception.tokens[b])
+            query = self._read(scene.queries, ids)
             logits.append(self._point(tokens, perception.tokens[b].candidates.box, query))
             pairs, match = pairs_to_decode(
                 batch, perception.tokens[b], b, logits[-1], threshold=self.config.score_threshold
             )
             matches.append(match)
-            objects += self._decode(b, pairs, query.ground, tokens, perception) if decode else []
-        return GroundingOutput(
-            perception,
-            tuple(logits),
-            tuple(tuple(s.queries[: len(own)]) for s, own in zip(states, ids, strict=True)),
-            tuple(matches),
-            tuple(objects),
-            None
-            if self.spatial is None
-            else spatial_output(self.spatial, self.backbone, prefixes, states, turns),
-        )
+            objects += decode_objects(self, b, pairs, query.ground, tokens, perception) if decode else []
+        answers = tuple(scene.queries for scene in states)
+        return GroundingOutput(perception, tuple(logits), answers, tuple(matches), tuple(objects), spatial)
+
+    def language_states(
+        self, batch: Batch, perception: PerceptionOutput
+    ) -> tuple[list[SceneStates], SpatialOutput | None]:
+        """Scenes and their queries through the language model, and what it says of their situations."""
+        prefixes = [self._prefix(f, t) for f, t in zip(batch.frames, perception.tokens, strict=True)]
+        features = [self._features(f, t) for f, t in zip(batch.frames, perception.tokens, strict=True)]
+        turns = batch_turns(self.backbone, batch)
+        asked = [
+            [*(self.backbone.query_ids(q.text, q.answer or None)[0] for q in scene), *(t.ids for t in own)]
+            for scene, own in zip(batch.queries, turns, strict=True)
+        ]
+        joint = self.backbone.forward_joint(prefixes, features, asked)
+        states = [
+            SceneStates(one.prefix[prefix.voxel_index], tuple(one.queries[: len(queries)]))
+            for one, prefix, queries in zip(joint, prefixes, batch.queries, strict=True)
+        ]
+        if self.spatial is None:
+            return states, None
+        return states, spatial_output(self.spatial, self.backbone, prefixes, joint, turns)
 
     def _read(self, states: Sequence[Tensor], ids: Sequence[tuple[Tensor, int]]) -> QueryStates:
         """What the heads read of queries whose final states are [l, D]: all up to <|ground|>."""
-        if not ids:
-            none = self.pointer.bias.new_zeros(0, self.backbone.hidden_size)
-            return QueryStates(none, none[:, None], none[:, :1].bool())
-        ground = torch.stack([state[place] for state, (_, place) in zip(states, ids, strict=True)])
-        words = [
-            torch.cat([state[: place + 1].float(), self.backbone.word_embeddings(words[: place + 1])], dim=-1)
-            for state, (words, place) in zip(states, ids, strict=True)
-        ]
-        length = torch.tensor([len(row) for row in words], device=ground.device)
-        padded = nn.utils.rnn.pad_sequence(words, batch_first=True)  # [Q, l, 2 D]
-        valid = torch.arange(padded.shape[1], device=ground.device) < length[:, None]
-        return QueryStates(self.ground_norm(ground.float()), padded, valid)
+        words = [self.backbone.word_embeddings(row[: place + 1]) for row, place in ids]
+        return read_queries(states, words, self.ground_norm)
 
     def _point(self, tokens: Tensor, boxes: Tensor, query: QueryStates) -> Tensor:
         """Logits [Q, N] of voxel tokens [N, width] with boxes [N, 7]."""
@@ -136,30 +140,6 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
         with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
             fused = self.fusion(tokens, boxes, query)
         return self.pointer(query.ground, fused)
-
-    def _decode(
-        self,
-        b: int,
-        pairs: Sequence[tuple[int, int, int]],
-        ground: Tensor,
-        tokens: Tensor,
-        perception: PerceptionOutput,
-    ) -> list[ReferredObject]:
-        """Boxes and masks of (query, token, target) triples of scene b."""
-        if not pairs:
-            return []
-        first = perception.tokens[b].candidates.box
-        rows = (perception.voxel_index[:, 0] == b).nonzero()[:, 0]
-        index = torch.tensor(pairs, device=ground.device)
-        joint = self.joint(ground[index[:, 0]], tokens[index[:, 1]])  # [K, width]
-        boxes = self.box(joint, first[index[:, 1]])  # [K, 7]
-        centers = self.perception.grid.center_of(perception.voxel_index[rows, 1:])
-        features = perception.voxel_features[rows]
-        masks = object_masks(self.mask, joint, first[index[:, 1]], centers, features)
-        return [
-            ReferredObject(b, q, n, target, box, rows[window], logits)
-            for (q, n, target), box, (window, logits) in zip(pairs, boxes, masks, strict=True)
-        ]
 
     def _prefix(self, frames: VideoFrames, tokens: SceneTokens) -> Prefix:
         return self.backbone.build_prefix(
@@ -262,14 +242,14 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
             joint = self.joint(ground.expand(len(rows), -1), state.token_states[rows])
             boxes = self.box(joint, state.token_boxes[rows])
             centers = state.grid.center_of(state.voxel_index)
-            masks = object_masks(self.mask, joint, state.token_boxes[rows], centers, state.voxel_features)
+            masks = object_masks(self.mask, joint, boxes, centers, state.voxel_features)
             for row, box, (window, logits) in zip(rows.tolist(), boxes, masks, strict=True):
                 occupancy = torch.zeros_like(state.occupancy)
                 chosen = state.voxel_index[window[logits > 0]]
                 occupancy[chosen[:, 0], chosen[:, 1], chosen[:, 2]] = True
                 if refine:
                     occupancy = state.occupancy & voxels_in_box(box, state.grid)
-                objects.append(GroundedObject(occupancy & state.occupancy, box, float(scores[row])))
+                objects.append(GroundedObject(occupancy, box, float(scores[row])))
         text = describe(objects, [int(state.token_labels[row]) for row in rows.tolist()])
         return GroundingResult(query, text, tuple(objects), state.occupancy, state.grid)
 
@@ -289,11 +269,18 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
             return cls(config, backbone)
 
     @classmethod
-    def from_pretrained(cls, name: str, *, device: str | torch.device | None = None) -> VLMOcc:
+    def from_pretrained(
+        cls, name: str, *, device: str | torch.device | None = None, trainable: bool = False
+    ) -> VLMOcc:
         """The embedded default ("nano"), a checkpoint folder, or a Hub id; see
         vlm_occ/models/checkpoint.py.
+
+        Unless it is to be `trainable`, LoRA is added to the weights that it changes: a query takes a quarter
+        less time. What is saved of the model stays the same; layers of few bits stay as they are.
         """
         from vlm_occ.models.checkpoint import load_checkpoint
 
         model = load_checkpoint(name)
+        if not trainable and model.config.lora is not None and model.config.quantization == "none":
+            model.backbone.merge()
         return model.to(device).eval() if device is not None else model.eval()

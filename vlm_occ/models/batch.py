@@ -60,6 +60,14 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class SceneStates:
+    """What the language model says of one scene."""
+
+    tokens: Tensor  # [N, D] final states of its voxel tokens
+    queries: tuple[Tensor, ...]  # Q tensors [l, D]: final states of each query's own tokens
+
+
+@dataclass(frozen=True)
 class ReferredObject:
     """One decoded object of one query of a batch."""
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from vlm_occ.heads.occupancy import ObjectMaskHead
+from vlm_occ.heads.occupancy import ObjectMaskHead, mask_window
 from vlm_occ.losses.matching import match_boxes
-from vlm_occ.models.batch import Batch
-from vlm_occ.models.perception import SceneTokens
+from vlm_occ.models.batch import Batch, ReferredObject
+from vlm_occ.models.perception import PerceptionOutput, SceneTokens
+
+if TYPE_CHECKING:
+    from vlm_occ.models.adapter import VLMOcc
 
 
 def pairs_to_decode(
@@ -32,6 +38,29 @@ def pairs_to_decode(
     return pairs, match
 
 
+def decode_objects(
+    model: VLMOcc,
+    b: int,
+    pairs: Sequence[tuple[int, int, int]],
+    ground: Tensor,
+    tokens: Tensor,
+    perception: PerceptionOutput,
+) -> list[ReferredObject]:
+    """Boxes and masks of (query, token, target) triples of scene b; states [Q, D], tokens [N, width]."""
+    if not pairs:
+        return []
+    rows = (perception.voxel_index[:, 0] == b).nonzero()[:, 0]
+    index = torch.tensor(pairs, device=ground.device)
+    joint = model.joint(ground[index[:, 0]], tokens[index[:, 1]])  # [K, width]
+    boxes = model.box(joint, perception.tokens[b].candidates.box[index[:, 1]])  # [K, 7]
+    centers = model.perception.grid.center_of(perception.voxel_index[rows, 1:])
+    masks = object_masks(model.mask, joint, boxes, centers, perception.voxel_features[rows])
+    return [
+        ReferredObject(b, q, n, target, box, rows[window], logits)
+        for (q, n, target), box, (window, logits) in zip(pairs, boxes, masks, strict=True)
+    ]
+
+
 def object_masks(
     head: ObjectMaskHead, joint: Tensor, boxes: Tensor, centers: Tensor, features: Tensor
 ) -> list[tuple[Tensor, Tensor]]:
@@ -41,7 +70,6 @@ def object_masks(
     """
     result = []
     for state, box in zip(joint, boxes.detach(), strict=True):  # up to tens of objects, 1 ms each
-        near = ((centers[:, :2] - box[:2]).abs() <= head.radius).all(-1)
-        window = near.nonzero()[:, 0]
+        window = mask_window(box, centers, head.radius)
         result.append((window, head(state, features[window], centers[window], box)))
     return result

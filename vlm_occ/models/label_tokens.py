@@ -55,7 +55,7 @@ def label_tokens(
         coarse_logits=nothing,
         occupancy_logits=nothing,
         voxel_index=torch.zeros(0, 4, dtype=torch.long, device=device),
-        voxel_features=torch.zeros(0, config.fine_width, device=device),
+        voxel_features=torch.zeros(0, config.fine_width + 1, device=device),
         semantic_logits=nothing,
         heatmap_logits=nothing,
         regression=nothing,

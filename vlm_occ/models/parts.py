@@ -143,7 +143,7 @@ def dense_parts(model: VLMOcc) -> dict[str, Part]:
             Mask(model.mask),
             {
                 "joint": draw(width),
-                "features": draw(11, config.fine_width),
+                "features": draw(11, config.fine_width + 1),
                 "centers": draw(11, 3),
                 "box": boxes[0],
             },

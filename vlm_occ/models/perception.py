@@ -20,9 +20,9 @@ from vlm_occ.heads.occupancy import SceneOccupancyHead, VoxelFeatureHead
 from vlm_occ.types import VoxelGrid
 from vlm_occ.voxels import ravel
 
-MAX_VOXELS = 60_000
+MAX_VOXELS = 80_000
 """Voxels a scene whose fine features are computed at most; a street scene has 15,000 to 40,000 occupied
-ones.
+ones, and half as many again that may be.
 """
 
 
@@ -50,7 +50,7 @@ class PerceptionOutput:
     coarse_logits: Tensor  # [B, X/4, Y/4, Z]
     occupancy_logits: Tensor  # [B, X, Y, Z]
     voxel_index: Tensor  # long [M, 4] (scene, x, y, z): the voxels that have fine features
-    voxel_features: Tensor  # [M, C]
+    voxel_features: Tensor  # [M, C + 1]: features, then the logit of occupancy
     semantic_logits: Tensor  # [M, 18]
     heatmap_logits: Tensor  # [B, 15, X, Y]
     regression: Tensor  # [B, 10, X, Y]
@@ -123,6 +123,8 @@ class Perception(nn.Module):
         index = self._chosen_voxels(occupancy_logits, extra_voxels)
         seen = torch.cat([pyramid, pixel_means(inputs.images)], dim=1)  # colours as they are, too
         features, semantic = self._voxel_features(index, bev, lidar.fine, seen, inputs)
+        logit = occupancy_logits[tuple(index.unbind(-1))]
+        features = torch.cat([features.float(), logit[:, None]], dim=-1)
         candidates = find_candidates(
             heatmap,
             regression,
@@ -148,11 +150,9 @@ class Perception(nn.Module):
         )
 
     def _chosen_voxels(self, logits: Tensor, extra: Tensor | None) -> Tensor:
-        """Indices [M, 4] of the voxels that are probably occupied, at most MAX_VOXELS a scene, plus
-        `extra`.
-        """
+        """Indices [M, 4] of the voxels that may be occupied, at most MAX_VOXELS a scene, plus `extra`."""
         logits = logits.detach()
-        chosen = logits > 0
+        chosen = logits.sigmoid() > self.config.voxel_threshold
         for b in (chosen.flatten(1).sum(1) > MAX_VOXELS).nonzero()[:, 0].tolist():
             chosen[b] = logits[b] > logits[b].flatten().topk(MAX_VOXELS).values[-1]
         return (chosen if extra is None else chosen | extra).nonzero()

@@ -187,7 +187,7 @@ class SpatialAnswers:
             grid=scene.grid,
             occupancy=torch.zeros(scene.grid.shape, dtype=torch.bool, device=self.device),
             voxel_index=none.new_zeros(0, 3, dtype=torch.long),
-            voxel_features=none.new_zeros(0, self.config.perception.fine_width),
+            voxel_features=none.new_zeros(0, self.config.perception.fine_width + 1),
             token_boxes=none.new_zeros(0, 7),
             token_labels=none.long(),
             token_states=none.new_zeros(0, self.config.head_width),
