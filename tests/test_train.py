@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vlm_occ import train as training
 from vlm_occ.config import DataConfig, LoraSettings, TrainConfig, to_dict
+from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.models.batch import make_batch
 from vlm_occ.models.checkpoint import load_checkpoint, read_shards
 from vlm_occ.run_model import initial_model, trainable
@@ -161,6 +162,43 @@ def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert log_of(broken) == log_of(config)
+
+
+def kept_config(tiny: Path, out: Path, *, renew: bool) -> TrainConfig:
+    """Only heads train, on all sentences of a scene at once, with pictures or without."""
+    config = tiny_config(tiny, out)
+    data = replace(config.data, queries=20, renew=renew, drop_vlm_frames=0.5)
+    frozen = {"lora_rate": 0.0, "input_rate": 0.0, "language_share": 0.0, "queries_per_scene": 20}
+    return replace(config, stage="grounding", steps=12, data=data, **frozen)  # type: ignore[arg-type]
+
+
+def test_kept_states_of_a_frozen_language_model_give_the_losses_of_fresh_ones(
+    tiny: Path, scenes: list[LabelledScene], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = kept_config(tiny, tmp_path / "fresh", renew=True)
+    kept = kept_config(tiny, tmp_path / "kept", renew=False)
+    train(fresh, source=scenes)
+    calls: list[int] = []
+    run = VLMOcc.language_states
+    monkeypatch.setattr(VLMOcc, "language_states", lambda *a: calls.append(1) or run(*a))
+    train(kept, source=scenes)
+    assert len(calls) <= 4  # two scenes, with pictures and without
+    for one, other in zip(log_of(fresh), log_of(kept), strict=True):
+        assert other["total"] == pytest.approx(one["total"], rel=0.02)  # they are kept at half precision
+    broken = replace(kept, out=str(tmp_path / "broken"))
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt(patch, 7)
+        train(broken, source=scenes)
+    train(broken, source=scenes)
+    assert log_of(broken) == log_of(kept)
+
+
+def test_a_run_that_keeps_states_must_be_able_to_find_them_again(tiny: Path, tmp_path: Path) -> None:
+    config = kept_config(tiny, tmp_path, renew=False)
+    with pytest.raises(ValueError, match="queries_per_scene to at least data.queries"):
+        train(replace(config, queries_per_scene=19))
+    with pytest.raises(ValueError, match="set lora_rate and input_rate to 0"):
+        train(replace(config, lora_rate=1e-3), source=[])
 
 
 def test_a_grounding_run_leaves_the_trunk_as_it_was(

@@ -194,7 +194,7 @@ def pointer_terms(output: GroundingOutput, batch: Batch, labels: Sequence[SceneL
 
     A token over a target's footprint that was not matched to it is neither right nor wrong; a query with a
     target that no token stands for is left out. `ranking` is the cross-entropy of the targets among all
-    tokens, which pulls sentences apart long before the scores are sharp.
+    tokens and "none" with logit 0, which pulls sentences apart long before the scores are sharp.
     """
     scenes, rankings = [], []
     for logits, match, queries, tokens, item in zip(
@@ -211,9 +211,10 @@ def pointer_terms(output: GroundingOutput, batch: Batch, labels: Sequence[SceneL
             ignore = over[targets].any(0) & (target == 0)
             loss = sigmoid_focal(logits[q], target, alpha=0.5)
             losses.append(torch.where(ignore, torch.zeros_like(loss), loss).sum())
-            if targets:
-                others = logits[q].masked_fill(ignore, -torch.inf)
-                ranks.append(torch.logsumexp(others, 0) - torch.logsumexp(logits[q][rows], 0))
+            none = logits.new_zeros(1)
+            others = torch.cat([none, logits[q].masked_fill(ignore, -torch.inf)])
+            meant = logits[q][rows] if targets else none
+            ranks.append(torch.logsumexp(others, 0) - torch.logsumexp(meant, 0))
         scenes.append(torch.stack(losses).sum() / max(len(losses) - 1, 1))
         rankings.append(torch.stack(ranks).sum() / max(len(ranks) - 1, 1))
     return {"pointer": term(torch.stack(scenes)), "ranking": term(torch.stack(rankings))}

@@ -34,12 +34,26 @@ def check_config(config: TrainConfig) -> None:
         raise ValueError(
             f"turns_per_scene = {turns}, but the model has no heads for them; give model.spatial"
         )
+    if config.stage == "grounding" and not config.data.renew:
+        check_repeats(config)
     if model.full_language and model.lora is not None:
         raise ValueError(
             "model.full_language trains the whole language model; set model.lora: null beside it"
         )
     if not 0 <= config.ema < 1:
         raise ValueError(f"ema = {config.ema}, expected 0 (no average) to below 1, such as 0.999")
+
+
+def check_repeats(config: TrainConfig) -> None:
+    """ValueError where a frozen language model's states could not be found again."""
+    data = config.data
+    if config.queries_per_scene < data.queries or config.language_share > 0:
+        raise ValueError(
+            f"data.renew is false, but queries_per_scene = {config.queries_per_scene} draws from "
+            f"data.queries = {data.queries}, or language_share = "
+            f"{config.language_share} draws answers; what is kept must "
+            "come again: set queries_per_scene to at least data.queries and language_share to 0"
+        )
 
 
 def tell_deepspeed(accelerator: Accelerator, config: TrainConfig) -> None:

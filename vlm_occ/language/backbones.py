@@ -237,7 +237,7 @@ class Backbone(nn.Module):
         """As every module's; refused after `merge`."""
         if mode and self.merged:
             raise ValueError(
-                "this backbone was merged for inference; to train it, load it by from_pretrained(trainable=True)"
+                "this backbone was merged for inference; load it by from_pretrained(trainable=True) to train"
             )
         return super().train(mode)
 
