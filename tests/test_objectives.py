@@ -17,6 +17,7 @@ from vlm_occ.models.perception import PerceptionOutput, SceneTokens
 from vlm_occ.objectives import (
     attribute_terms,
     centre_terms,
+    object_occupancy_terms,
     object_terms,
     occupancy_terms,
     perception_terms,
@@ -25,6 +26,7 @@ from vlm_occ.objectives import (
     weighted_sum,
 )
 from vlm_occ.types import FREE, GroundingQuery, SceneLabels, VoxelGrid
+from vlm_occ.voxels import voxels_in_box
 
 GRID = VoxelGrid(origin=(-4.0, -4.0, -1.0), voxel_size=0.8, shape=(12, 12, 4))
 CLASSES, COLOURS = 15, 9
@@ -111,6 +113,28 @@ def test_occupancy_weighs_occupied_voxels_twice_and_unseen_ones_a_quarter() -> N
     assert float(occupancy_terms(result, [item])["occupancy"].total) == pytest.approx(
         total / weight, rel=1e-4
     )
+
+
+def test_every_seen_object_counts_alike_in_the_occupancy_around_it() -> None:
+    item = labels(0)
+    item = replace(item, visibility=torch.tensor([1.0, 0.0, 1.0]), num_points=torch.tensor([20, 0, 20]))
+    result = output([item])
+    entropies, overlaps = [], []
+    for box in item.boxes[[0, 2]]:
+        wide = box.clone()
+        wide[3:6] += 0.8
+        overlap = size = 0.0
+        losses = []
+        for x, y, z in voxels_in_box(wide, GRID).nonzero().tolist():
+            logit, truth = float(result.occupancy_logits[0, x, y, z]), float(item.semantics[x, y, z] != FREE)
+            losses.append(entropy(logit, truth))
+            probability = 1 / (1 + math.exp(-logit))
+            overlap, size = overlap + probability * truth, size + probability + truth
+        entropies.append(sum(losses) / len(losses))
+        overlaps.append(1 - (2 * overlap + 1) / (size + 1))
+    found = object_occupancy_terms(result, [item], GRID)
+    assert float(found["objects"].total) == pytest.approx(sum(entropies) / 2, rel=1e-4)
+    assert float(found["objects_dice"].total) == pytest.approx(sum(overlaps) / 2, rel=1e-4)
 
 
 def test_the_coarse_target_is_whether_any_voxel_of_a_column_of_four_by_four_is_occupied() -> None:
@@ -249,6 +273,24 @@ def test_the_pointer_learns_every_token_of_every_sentence() -> None:
     wanted = [{2}, {1, 0}, set()]  # tokens that stand for the targets
     total = sum(focal(float(logits[q, n]), float(n in wanted[q])) for q in range(3) for n in range(5))
     found = float(pointer_terms(result, batch, [item])["pointer"].total)
+    assert found == pytest.approx(total / 3, rel=1e-4)
+
+
+def test_no_object_is_ranked_like_a_token_of_logit_zero() -> None:
+    item = labels(8)
+    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
+    queries = [
+        GroundingQuery("a", (0,), True),
+        GroundingQuery("b", (1, 2), False),
+        GroundingQuery("c", (), False),
+    ]
+    result, batch = grounding(item, logits, queries)
+    total = 0.0
+    for q, meant in enumerate(([2], [1, 0], None)):
+        share = [math.exp(float(value)) for value in logits[q]]
+        chance = sum(share[n] for n in meant) if meant else 1.0
+        total -= math.log(chance / (1 + sum(share)))
+    found = float(pointer_terms(result, batch, [item])["ranking"].total)
     assert found == pytest.approx(total / 3, rel=1e-4)
 
 

@@ -40,6 +40,14 @@ def test_every_epoch_shows_every_scene_once(source: list[LabelledScene]) -> None
     assert sorted(seen[:4]) == sorted(seen[4:]) == ["s0", "s1", "s2", "s3"]
 
 
+def test_scenes_seen_before_come_between_new_ones(source: list[LabelledScene]) -> None:
+    data = replace(CONFIG.data, replays=2)
+    seen = names(StepScenes(source, replace(CONFIG, steps=12, data=data)))
+    assert sorted(seen[::3]) == ["s0", "s1", "s2", "s3"]
+    assert all(name in seen[: place // 3 * 3 + 1] for place, name in enumerate(seen))
+    assert seen == names(StepScenes(source, replace(CONFIG, steps=12, data=data)))
+
+
 def test_processes_share_the_scenes_of_one_process_with_larger_batches(source: list[LabelledScene]) -> None:
     alone = StepScenes(source, replace(CONFIG, scenes_per_step=2))
     shares = [StepScenes(source, CONFIG, process, 2) for process in range(2)]

@@ -195,7 +195,7 @@ def test_kept_states_of_a_frozen_language_model_give_the_losses_of_fresh_ones(
 
 def test_a_run_that_keeps_states_must_be_able_to_find_them_again(tiny: Path, tmp_path: Path) -> None:
     config = kept_config(tiny, tmp_path, renew=False)
-    with pytest.raises(ValueError, match="queries_per_scene to at least data.queries"):
+    with pytest.raises(ValueError, match="set queries_per_scene to at least"):
         train(replace(config, queries_per_scene=19))
     with pytest.raises(ValueError, match="set lora_rate and input_rate to 0"):
         train(replace(config, lora_rate=1e-3), source=[])

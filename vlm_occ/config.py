@@ -155,6 +155,7 @@ class DataConfig:
     renew: bool = (
         True  # every epoch has sentences of its own; false lets a frozen language model's states be kept
     )
+    replays: int = 0  # steps on scenes seen before that follow each step on a new one
     situations: int = 0  # described situations written for each scene (model.spatial)
     questions: int = 0  # spatial questions written for each scene (model.spatial)
     skip: int = 0  # scenes of the run's order that an earlier run has seen

@@ -34,7 +34,7 @@ def check_config(config: TrainConfig) -> None:
         raise ValueError(
             f"turns_per_scene = {turns}, but the model has no heads for them; give model.spatial"
         )
-    if config.stage == "grounding" and not config.data.renew:
+    if keeps_language(config):
         check_repeats(config)
     if model.full_language and model.lora is not None:
         raise ValueError(
@@ -42,6 +42,11 @@ def check_config(config: TrainConfig) -> None:
         )
     if not 0 <= config.ema < 1:
         raise ValueError(f"ema = {config.ema}, expected 0 (no average) to below 1, such as 0.999")
+
+
+def keeps_language(config: TrainConfig) -> bool:
+    """Whether a run keeps the states of its frozen language model."""
+    return config.stage in ("language", "grounding") and not config.data.renew
 
 
 def check_repeats(config: TrainConfig) -> None:

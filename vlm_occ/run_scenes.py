@@ -74,8 +74,11 @@ class StepScenes:
 
     def _scene(self, number: int) -> LabelledScene:
         config, source = self.config, self.source
-        epoch, place = divmod(number, len(source))
         bits = random_bits(config.seed + 17, number)
+        if config.data.replays:
+            new, again = divmod(number, config.data.replays + 1)
+            number = int(torch.randint(new + 1, (), generator=bits)) if again else new
+        epoch, place = divmod(number, len(source))
         index = int(permutation(len(source), config.seed, epoch)[place])
         renews = config.data.renew and isinstance(
             source, SimulatedScenes | MixedScenes

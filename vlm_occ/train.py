@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,14 @@ from vlm_occ.objectives import (
     weighted_sum,
 )
 from vlm_occ.objectives_spatial import SPATIAL_WEIGHTS, spatial_terms
-from vlm_occ.run_config import check_config, keep_config, names_system, overridden, tell_deepspeed
+from vlm_occ.run_config import (
+    check_config,
+    keep_config,
+    keeps_language,
+    names_system,
+    overridden,
+    tell_deepspeed,
+)
 from vlm_occ.run_log import Log, draw_samples
 from vlm_occ.run_model import initial_model, recompute_activations, trainable
 from vlm_occ.run_scenes import Scenes, StepScenes, open_source, step_loader
@@ -100,13 +108,19 @@ class TrainingModule(Trainee[VLMOcc]):
         """The language half on tokens made of labels; sensors are not looked at."""
         batch = make_spatial_batch([blind(item) for item in scenes], self.model.config)
         batch = replace(batch, boxes=tuple(item.boxes for item in labels))
-        bits = torch.Generator().manual_seed(int(torch.randint(2**62, ())))  # of the step's own seed
+        words = self.language if len(scenes) == 1 else None
+        name = scenes[0].scene.name  # what is kept must not depend on when it was seen
+        seed = int(torch.randint(2**62, ())) if words is None else zlib.crc32(name.encode())
+        bits = torch.Generator().manual_seed(seed)
         made = [
             label_tokens(s.labels, self.model.config.perception, bits, device=self.model.device)
             for s in scenes
         ]
         output = replace(made[0], tokens=tuple(item.tokens[0] for item in made))
-        return self.model.ground_batch(batch, output, decode=False), batch
+        states = words and (
+            words.find(name, False, scenes[0].queries) or words.keep(batch, output, name, False)
+        )
+        return self.model.ground_batch(batch, output, decode=False, states=states and [states]), batch
 
     def _ground(
         self, scenes: Sequence[LabelledScene], labels: Sequence[SceneLabels]
@@ -120,7 +134,7 @@ class TrainingModule(Trainee[VLMOcc]):
         pictures = not (frozen and float(torch.rand(())) < config.data.drop_vlm_frames)
         keeps = frozen and len(scenes) == 1 and not config.data.augment
         seen = self.cache.get(name) if keeps else None
-        words = self.language if keeps and not config.data.renew else None
+        words = self.language if keeps else None
         states = words and words.find(name, pictures, scenes[0].queries)
         if seen is not None and (states is not None or not pictures):
             scenes = [blind(item) for item in scenes]  # their sensors are not needed again
@@ -152,7 +166,7 @@ class TrainingModule(Trainee[VLMOcc]):
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups of the stage."""
         groups = trainable(self.model, self.config)
-        if self.config.stage == "grounding" and not self.config.data.renew:
+        if keeps_language(self.config):
             self.language = KeptLanguage(self.model)
         return groups
 
