@@ -17,12 +17,16 @@ if TYPE_CHECKING:
     from vlm_occ.models.adapter import VLMOcc
 
 
+MOST_TRAINED = 16
+"""Objects of a scene that are decoded in a training step; of more a random part, as sentences repeat them."""
+
+
 def pairs_to_decode(
     batch: Batch, tokens: SceneTokens, b: int, logits: Tensor, *, threshold: float
 ) -> tuple[list[tuple[int, int, int]], Tensor]:
     """The (query, token, target) triples of scene b to decode, and the token of each true box [M].
 
-    In training the true objects' tokens; else those whose score passes the threshold, with target -1.
+    In training the true objects' tokens, at most MOST_TRAINED; else those whose score passes the threshold, with target -1.
     """
     if batch.boxes is None:
         found = (logits.detach().sigmoid() > threshold).nonzero().tolist()
@@ -35,6 +39,8 @@ def pairs_to_decode(
         for target in query.targets
         if chosen[target] >= 0
     ]
+    if len(pairs) > MOST_TRAINED:
+        pairs = [pairs[row] for row in torch.randperm(len(pairs))[:MOST_TRAINED].tolist()]
     return pairs, match
 
 
