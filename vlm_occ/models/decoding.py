@@ -26,7 +26,8 @@ def pairs_to_decode(
 ) -> tuple[list[tuple[int, int, int]], Tensor]:
     """The (query, token, target) triples of scene b to decode, and the token of each true box [M].
 
-    In training the true objects' tokens, at most MOST_TRAINED; else those whose score passes the threshold, with target -1.
+    In training the true objects' tokens, at most MOST_TRAINED; else those whose score passes the threshold,
+    with target -1.
     """
     if batch.boxes is None:
         found = (logits.detach().sigmoid() > threshold).nonzero().tolist()
