@@ -253,7 +253,7 @@ class SceneState:
     grid: VoxelGrid
     occupancy: Tensor  # bool [X, Y, Z], the same for every query
     voxel_index: Tensor  # long [M, 3]: the voxels that have fine features
-    voxel_features: Tensor  # [M, C]
+    voxel_features: Tensor  # [M, C]: fine features, and the logit of occupancy
     token_boxes: Tensor  # [N, 7] first boxes of the candidate objects
     token_labels: Tensor  # long [N], most likely class in TALK2OCC_CLASSES
     token_states: Tensor  # [N, W], what the heads know of the voxel tokens
