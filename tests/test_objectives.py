@@ -261,7 +261,8 @@ def focal(logit: float, target: float) -> float:
     return 0.5 * (1 - (p if target else 1 - p)) ** 2 * entropy(logit, target)
 
 
-def test_the_pointer_learns_every_token_of_every_sentence() -> None:
+def three_sentences() -> tuple[SceneLabels, Tensor, GroundingOutput, Batch]:
+    """Labels, logits [3, 5] and output of sentences that mean one object, two and none."""
     item = labels(8)
     logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
     queries = [
@@ -270,6 +271,11 @@ def test_the_pointer_learns_every_token_of_every_sentence() -> None:
         GroundingQuery("c", (), False),
     ]
     result, batch = grounding(item, logits, queries)
+    return item, logits, result, batch
+
+
+def test_the_pointer_learns_every_token_of_every_sentence() -> None:
+    item, logits, result, batch = three_sentences()
     wanted = [{2}, {1, 0}, set()]  # tokens that stand for the targets
     total = sum(focal(float(logits[q, n]), float(n in wanted[q])) for q in range(3) for n in range(5))
     found = float(pointer_terms(result, batch, [item])["pointer"].total)
@@ -277,14 +283,7 @@ def test_the_pointer_learns_every_token_of_every_sentence() -> None:
 
 
 def test_no_object_is_ranked_like_a_token_of_logit_zero() -> None:
-    item = labels(8)
-    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
-    queries = [
-        GroundingQuery("a", (0,), True),
-        GroundingQuery("b", (1, 2), False),
-        GroundingQuery("c", (), False),
-    ]
-    result, batch = grounding(item, logits, queries)
+    item, logits, result, batch = three_sentences()
     total = 0.0
     for q, meant in enumerate(([2], [1, 0], None)):
         share = [math.exp(float(value)) for value in logits[q]]

@@ -111,7 +111,7 @@ def object_occupancy_terms(
                 entropies.append(functional.binary_cross_entropy_with_logits(logits[x, y, z], truth))
                 overlaps.append(dice(logits[x, y, z], truth))
         for name, losses in zip(values, (entropies, overlaps), strict=True):
-            values[name].append(torch.stack(losses).sum() / max(len(losses) - 1, 1))
+            values[name].append(_mean(losses))
     return _terms(values)
 
 
@@ -167,6 +167,11 @@ def attribute_terms(output: PerceptionOutput, labels: Sequence[SceneLabels]) -> 
     return _terms(values)
 
 
+def _mean(losses: Sequence[Tensor]) -> Tensor:
+    """The mean of a scene's losses after the first, a zero for scenes without any."""
+    return torch.stack(list(losses)).sum() / max(len(losses) - 1, 1)
+
+
 def _terms(values: dict[str, list[Tensor]]) -> dict[str, Term]:
     """Each scene's mean is one item of a term, so that a batch split over processes gives the same loss."""
     return {name: term(torch.stack(items)) for name, items in values.items()}
@@ -215,8 +220,8 @@ def pointer_terms(output: GroundingOutput, batch: Batch, labels: Sequence[SceneL
             others = torch.cat([none, logits[q].masked_fill(ignore, -torch.inf)])
             meant = logits[q][rows] if targets else none
             ranks.append(torch.logsumexp(others, 0) - torch.logsumexp(meant, 0))
-        scenes.append(torch.stack(losses).sum() / max(len(losses) - 1, 1))
-        rankings.append(torch.stack(ranks).sum() / max(len(ranks) - 1, 1))
+        scenes.append(_mean(losses))
+        rankings.append(_mean(ranks))
     return {"pointer": term(torch.stack(scenes)), "ranking": term(torch.stack(rankings))}
 
 
@@ -239,7 +244,7 @@ def object_terms(output: GroundingOutput, labels: Sequence[SceneLabels], grid: V
             overlaps.append(dice(found.mask_logits, target))
             boxes.append(box_l1(found.box[None], box[None])[0])
         for name, losses in zip(values, (masks, overlaps, boxes), strict=True):
-            values[name].append(torch.stack(losses).sum() / max(len(losses) - 1, 1))
+            values[name].append(_mean(losses))
     return _terms(values)
 
 

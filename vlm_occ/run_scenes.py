@@ -80,9 +80,8 @@ class StepScenes:
             number = int(torch.randint(new + 1, (), generator=bits)) if again else new
         epoch, place = divmod(number, len(source))
         index = int(permutation(len(source), config.seed, epoch)[place])
-        renews = config.data.renew and isinstance(
-            source, SimulatedScenes | MixedScenes
-        )  # an epoch has sentences of its own
+        # Whether an epoch has sentences of its own.
+        renews = config.data.renew and isinstance(source, SimulatedScenes | MixedScenes)
         fresh = epoch * len(source) if renews else 0
         item = source[fresh + index]
         if config.data.one_target:

@@ -70,11 +70,11 @@ def offset_features(centers: Tensor, box: Tensor) -> Tensor:
 
 
 WINDOW_MARGIN = 2.0
-"""Metres beyond the corners of an object's first box in which its mask may lie."""
+"""Metres beyond the corners of an object's box in which its mask may lie."""
 
 
 def mask_window(box: Tensor, centers: Tensor, radius: float) -> Tensor:
-    """Rows of the voxels [M, 3] among which the mask of an object with first box [7] is sought."""
+    """Rows of the voxels [M, 3] among which the mask of an object with box [7] is sought."""
     reach = (box[3:5].norm() / 2 + WINDOW_MARGIN).clamp(max=radius)
     return ((centers[:, :2] - box[:2]).abs() <= reach).all(-1).nonzero()[:, 0]
 
@@ -83,7 +83,7 @@ class ObjectMaskHead(nn.Module):
     """The mask of one object: MLP(state, token) dotted with features of the voxels near it (ARCHITECTURE 1
     e).
 
-    What is dotted is a voxel's fine feature, its occupancy logit, its place in the object's first box, and
+    What is dotted is a voxel's fine feature, its occupancy logit, its place in the object's box, and
     32 values that a small network makes of all these under the object's state: the shape of its class.
     """
 
@@ -107,7 +107,7 @@ class ObjectMaskHead(nn.Module):
         """Mask logits [M] of one object: `joint` [D] of state and token, voxels' features [M, C] and
         centres [M, 3].
 
-        `box` [7] is the object's first box, in the frame of the centres.
+        `box` [7] is the object's, in the frame of the centres.
         """
         kernel = self.kernel(joint).float()
         voxel = torch.cat([features.float(), offset_features(centers, box)], dim=-1)
