@@ -16,6 +16,7 @@ LAYERS = {
     3: ("models",),
     4: (
         "objectives",
+        "objectives_pointer",
         "objectives_spatial",
         "cut3r_training",
         "train",
@@ -30,6 +31,7 @@ LAYERS = {
         "run_state",
         "paper_train",
         "trainee",
+        "training_module",
         "eval",
     ),
     5: ("cli", "commands", "demo", "doctor", "__main__", ""),

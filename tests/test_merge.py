@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 import torch
 from tiny_models import SAVERS
-from tiny_runs import prepare, tiny_config, tiny_scenes
+from tiny_runs import listening, prepare, tiny_config, tiny_scenes
 
 from vlm_occ.cli import main
 from vlm_occ.language.prefixes import PrefixState
@@ -52,8 +52,8 @@ def last_state(state: SceneState) -> torch.Tensor:
 def test_a_merged_checkpoint_answers_as_its_adapter_did(
     tiny: Path, scene: LabelledScene, tmp_path: Path, save: Callable[[Path], Path]
 ) -> None:
-    model = adapted(tiny, save(tmp_path / "base"))
-    plain = VLMOcc.from_config(replace(model.config, lora=None)).eval()
+    model = listening(adapted(tiny, save(tmp_path / "base")))
+    plain = listening(VLMOcc.from_config(replace(model.config, lora=None)).eval())
     state = model.encode(scene.scene)
     before, hidden = model.token_scores(state, QUERIES), state.token_states
     words = model.backbone.logits(last_state(state)).detach()

@@ -8,12 +8,12 @@ from typing import cast
 
 import pytest
 import torch
+from made_outputs import GRID, entropy, grounding, labels, output
 from torch import Tensor
 from torch.nn import functional
 
-from vlm_occ.encoders.voxel_tokens import Candidates
-from vlm_occ.models.batch import Batch, GroundingOutput, ReferredObject
-from vlm_occ.models.perception import PerceptionOutput, SceneTokens
+from vlm_occ.models.batch import ReferredObject
+from vlm_occ.models.perception import PerceptionOutput
 from vlm_occ.objectives import (
     attribute_terms,
     centre_terms,
@@ -21,68 +21,11 @@ from vlm_occ.objectives import (
     object_terms,
     occupancy_terms,
     perception_terms,
-    pointer_terms,
     seen_objects,
     weighted_sum,
 )
-from vlm_occ.types import FREE, GroundingQuery, SceneLabels, VoxelGrid
+from vlm_occ.types import FREE, GroundingQuery
 from vlm_occ.voxels import voxels_in_box
-
-GRID = VoxelGrid(origin=(-4.0, -4.0, -1.0), voxel_size=0.8, shape=(12, 12, 4))
-CLASSES, COLOURS = 15, 9
-
-
-def labels(seed: int, boxes: int = 3) -> SceneLabels:
-    """Random labels; the boxes stand apart."""
-    bits = torch.Generator().manual_seed(seed)
-    places = torch.tensor([[-2.0, -2.0, 0.0], [2.5, 1.0, 0.3], [-1.0, 3.0, 0.1]])[:boxes]
-    sizes = 0.8 + torch.rand(boxes, 3, generator=bits)
-    yaw = 6 * torch.rand(boxes, 1, generator=bits) - 3
-    semantics = torch.randint(0, 18, GRID.shape, generator=bits)
-    free = torch.rand(GRID.shape, generator=bits) < 0.7
-    return SceneLabels(
-        semantics=torch.where(free, FREE, semantics).to(torch.uint8),
-        mask_lidar=torch.rand(GRID.shape, generator=bits) < 0.4,
-        mask_camera=torch.rand(GRID.shape, generator=bits) < 0.4,
-        boxes=torch.cat([places, sizes, yaw], dim=-1),
-        classes=torch.randint(0, CLASSES, (boxes,), generator=bits),
-        colours=torch.tensor([3, -1, 0])[:boxes],
-        velocities=2 * torch.randn(boxes, 2, generator=bits),
-        visibility=torch.ones(boxes),
-        num_points=torch.full((boxes,), 20),
-    )
-
-
-def output(items: list[SceneLabels], seed: int = 9, extra: int = 2) -> PerceptionOutput:
-    """A random output of the trunk; candidates: the boxes in reverse order, then `extra` others."""
-    bits = torch.Generator().manual_seed(seed)
-    count = len(items)
-
-    def noise(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=bits)
-
-    index = [(item.semantics != FREE).nonzero() for item in items]
-    rows = torch.cat([torch.cat([torch.full((len(i), 1), b), i], dim=-1) for b, i in enumerate(index)])
-    tokens = []
-    for item in items:
-        elsewhere = torch.tensor([[3.8, -3.8, 0.0], [-3.9, 0.2, 0.0]])[:extra]
-        away = torch.cat([elsewhere, torch.ones(extra, 3), torch.zeros(extra, 1)], dim=-1)
-        box = torch.cat([item.boxes.flip(0) + 0.05, away])
-        n = len(box)
-        cell = torch.zeros(n, 2, dtype=torch.long)
-        candidates = Candidates(cell, torch.ones(n), box, torch.zeros(n, 2))
-        tokens.append(SceneTokens(noise(n, 4), candidates, noise(n, CLASSES), noise(n, COLOURS), noise(n)))
-    x, y, z = GRID.shape
-    return PerceptionOutput(
-        noise(count, x // 4, y // 4, z),
-        noise(count, *GRID.shape),
-        rows,
-        noise(len(rows), 6),
-        noise(len(rows), 18),
-        noise(count, CLASSES, x, y),
-        noise(count, 10, x, y),
-        tuple(tokens),
-    )
 
 
 def learning(result: PerceptionOutput) -> PerceptionOutput:
@@ -90,12 +33,6 @@ def learning(result: PerceptionOutput) -> PerceptionOutput:
     result.regression.requires_grad_()
     result.tokens[0].moving_logits.requires_grad_()
     return result
-
-
-def entropy(logit: float, target: float) -> float:
-    """Binary cross-entropy of one logit."""
-    p = 1 / (1 + math.exp(-logit))
-    return -(target * math.log(p) + (1 - target) * math.log(1 - p))
 
 
 def test_occupancy_weighs_occupied_voxels_twice_and_unseen_ones_a_quarter() -> None:
@@ -243,79 +180,6 @@ class _Ones(dict[str, float]):
 
     def __missing__(self, key: str) -> float:
         return 1.0
-
-
-def grounding(
-    item: SceneLabels, logits: Tensor, queries: list[GroundingQuery]
-) -> tuple[GroundingOutput, Batch]:
-    """An output whose pointer has `logits` [Q, N], and its batch; objects are matched in reverse order."""
-    match = torch.tensor([2, 1, 0])
-    result = GroundingOutput(output([item]), (logits,), ((),), (match,), ())
-    batch = Batch(inputs=None, frames=(), queries=(tuple(queries),))  # type: ignore[arg-type]
-    return result, batch
-
-
-def focal(logit: float, target: float) -> float:
-    """Focal loss with gamma 2 and equal weights of a half."""
-    p = 1 / (1 + math.exp(-logit))
-    return 0.5 * (1 - (p if target else 1 - p)) ** 2 * entropy(logit, target)
-
-
-def three_sentences() -> tuple[SceneLabels, Tensor, GroundingOutput, Batch]:
-    """Labels, logits [3, 5] and output of sentences that mean one object, two and none."""
-    item = labels(8)
-    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
-    queries = [
-        GroundingQuery("a", (0,), True),
-        GroundingQuery("b", (1, 2), False),
-        GroundingQuery("c", (), False),
-    ]
-    result, batch = grounding(item, logits, queries)
-    return item, logits, result, batch
-
-
-def test_the_pointer_learns_every_token_of_every_sentence() -> None:
-    item, logits, result, batch = three_sentences()
-    wanted = [{2}, {1, 0}, set()]  # tokens that stand for the targets
-    total = sum(focal(float(logits[q, n]), float(n in wanted[q])) for q in range(3) for n in range(5))
-    found = float(pointer_terms(result, batch, [item])["pointer"].total)
-    assert found == pytest.approx(total / 3, rel=1e-4)
-
-
-def test_no_object_is_ranked_like_a_token_of_logit_zero() -> None:
-    item, logits, result, batch = three_sentences()
-    total = 0.0
-    for q, meant in enumerate(([2], [1, 0], None)):
-        share = [math.exp(float(value)) for value in logits[q]]
-        chance = sum(share[n] for n in meant) if meant else 1.0
-        total -= math.log(chance / (1 + sum(share)))
-    found = float(pointer_terms(result, batch, [item])["ranking"].total)
-    assert found == pytest.approx(total / 3, rel=1e-4)
-
-
-def test_a_second_token_over_the_target_is_neither_right_nor_wrong() -> None:
-    item = labels(8)
-    logits = torch.zeros(1, 5, requires_grad=True)
-    result, batch = grounding(item, logits, [GroundingQuery("a", (0,), True)])
-    tokens = result.perception.tokens[0]
-    box = tokens.candidates.box.clone()
-    box[4] = box[2]  # the last candidate stands over the target too
-    moved = replace(tokens, candidates=replace(tokens.candidates, box=box))
-    result = replace(result, perception=replace(result.perception, tokens=(moved,)))
-    pointer_terms(result, batch, [item])["pointer"].total.backward()
-    gradient = cast(Tensor, logits.grad)[0]
-    assert gradient[4] == 0 and gradient[2] < 0 and (gradient[[0, 1, 3]] > 0).all()
-
-
-def test_a_sentence_whose_object_has_no_token_is_left_out() -> None:
-    item = labels(8)
-    logits = torch.randn(2, 5, generator=torch.Generator().manual_seed(2))
-    queries = [GroundingQuery("a", (0,), True), GroundingQuery("b", (1,), True)]
-    result, batch = grounding(item, logits, queries)
-    result = replace(result, matches=(torch.tensor([2, -1, 0]),))
-    only, one = grounding(item, logits[:1], queries[:1])
-    found = pointer_terms(result, batch, [item])["pointer"]
-    assert float(found.total) == pytest.approx(float(pointer_terms(only, one, [item])["pointer"].total))
 
 
 def test_a_mask_learns_the_occupied_voxels_of_its_box() -> None:

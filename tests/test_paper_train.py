@@ -111,7 +111,7 @@ def trunk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(5)
     weights = Perception(TRUNK, grid=GRID).state_dict()
     kept = {f"perception.{k}": v for k, v in weights.items() if not k.startswith("image_network.")}
-    write_shards({**kept, "pointer.bias": torch.zeros(1)}, folder)
+    write_shards({**kept, "factors.offset": torch.zeros(1)}, folder)
     about = {
         "format_version": FORMAT_VERSION,
         "base_hash": "",

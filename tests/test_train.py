@@ -22,8 +22,11 @@ from vlm_occ.config import DataConfig, LoraSettings, TrainConfig, to_dict
 from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.models.batch import make_batch
 from vlm_occ.models.checkpoint import load_checkpoint, read_shards
-from vlm_occ.run_model import initial_model, trainable
-from vlm_occ.train import TrainingModule, occupied, rate_factor, train
+from vlm_occ.models.perception import Perception
+from vlm_occ.run_model import DESCRIBES_TOKENS, POINTS, initial_model, trainable
+from vlm_occ.train import rate_factor, train
+from vlm_occ.trainee import occupied
+from vlm_occ.training_module import TrainingModule
 from vlm_occ.types import GroundingQuery, LabelledScene
 
 ROOT = Path(__file__).parents[1]
@@ -140,15 +143,18 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     monkeypatch.setattr(training, "rate_factor", failing)
 
 
-@pytest.mark.parametrize("stage", ["joint", "grounding"])
+@pytest.mark.parametrize("stage", ["joint", "grounding", "pointer"])
 def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(
     tiny: Path,
     scenes: list[LabelledScene],
     tmp_path: Path,
-    stage: Literal["joint", "grounding"],
+    stage: Literal["joint", "grounding", "pointer"],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = tiny_config(tiny, tmp_path / "whole", augment=stage == "joint")
+    config = replace(
+        config, data=replace(config.data, label_tokens=0.5)
+    )  # the trunk's, too, in stage "pointer"
     lora = LoraSettings(rank=2, dropout=0.2)
     config = replace(config, stage=stage, ema=0.9, model=replace(config.model, lora=lora))
     train(config, source=scenes)
@@ -214,11 +220,64 @@ def test_a_grounding_run_leaves_the_trunk_as_it_was(
         assert names & changed, part
 
 
+def changed_by(config: TrainConfig, source: list[LabelledScene]) -> set[str]:
+    """The weights that a run without decay changes."""
+    config = replace(config, weight_decay=0.0)
+    before = {name: value.clone() for name, value in initial_model(config).named_parameters()}
+    after = dict(train(config, source=source).named_parameters())
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def refuse(*_: object, **__: object) -> None:
+    """What must not be called."""
+    raise AssertionError("called")
+
+
+def test_a_pointer_run_trains_what_reads_words_and_tokens_and_runs_nothing_else(
+    tiny: Path, scenes: list[LabelledScene], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(tiny_config(tiny, tmp_path / "run"), stage="pointer", scenes_per_step=2)
+    monkeypatch.setattr(VLMOcc, "language_states", refuse)
+    monkeypatch.setattr(Perception, "forward", refuse)
+    changed = changed_by(config, scenes)
+    ours = [name for name, _ in initial_model(config).named_parameters() if name.startswith(POINTS)]
+    silent = (
+        "pointer.",
+        "token_state.state.0.",
+        "token_state.state.1.weight",
+        "token_state.feature.",
+        "word_encoder.state.",
+    )
+    assert changed == {name for name in ours if not name.startswith(silent)}  # those read zeros
+    line = log_of(config)[0]
+    assert line["factors"] > 0 and line["stated"] > 0 and not {"mask", "language", "occupancy"} & set(line)
+
+
+@pytest.mark.parametrize("rate", [0.0, 5e-3])
+def test_a_pointer_run_looks_once_at_a_scene_and_learns_which_token_each_sentence_means(
+    tiny: Path, scenes: list[LabelledScene], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float
+) -> None:
+    config = replace(tiny_config(tiny, tmp_path / "run"), stage="pointer", steps=60, queries_per_scene=6)
+    config = replace(config, perception_rate=rate, data=replace(config.data, label_tokens=0.0))
+    item = candidates_as_objects(config, scenes[0])
+    calls: list[int] = []
+    look = Perception.forward
+    monkeypatch.setattr(Perception, "forward", lambda *a, **k: calls.append(1) or look(*a, **k))
+    changed = changed_by(config, [item])
+    lines = log_of(config)
+    assert lines[-1]["ranking"] < 0.1 * lines[0]["ranking"]
+    assert "token_state.feature.weight" in changed and len(calls) == 1
+    ours = (*POINTS[:-1], *(DESCRIBES_TOKENS if rate else ()))  # at rate 0 the whole trunk is frozen
+    assert all(any(name.startswith(part) for name in changed) for part in ours)
+    assert not [name for name in changed if not name.startswith(ours)]
+
+
 def test_only_ours_is_trained_and_the_base_model_stays_frozen(tiny: Path, tmp_path: Path) -> None:
     config = tiny_config(tiny, tmp_path)
     model = initial_model(config)
     groups = trainable(model, config)
-    rates = [config.perception_rate, config.head_rate, config.input_rate, config.lora_rate]
+    rates = [config.perception_rate, config.pointer_rate, config.head_rate, config.input_rate]
+    rates.append(config.lora_rate)
     assert [group["base"] for group in groups] == rates
     trained = {id(parameter) for group in groups for parameter in group["params"]}
     for name, parameter in model.named_parameters():
@@ -280,13 +339,15 @@ def test_the_averaged_weights_are_the_ones_that_are_saved(
     tiny: Path, scenes: list[LabelledScene], tmp_path: Path
 ) -> None:
     config = replace(tiny_config(tiny, tmp_path / "run"), stage="grounding", steps=2, save_every=1, ema=0.75)
-    start = initial_model(config).pointer.bias.item()
+    start = initial_model(config).factors.offset.item()
     train(config, source=scenes)
     first, second = (
-        read_shards(tmp_path / "run" / f"step-000000{step}")["model.pointer.bias"].item() for step in (1, 2)
+        read_shards(tmp_path / "run" / f"step-000000{step}")["model.factors.offset"].item() for step in (1, 2)
     )
     expected = 0.75 * (0.75 * start + 0.25 * first) + 0.25 * second
-    assert read_shards(tmp_path / "run" / "final")["pointer.bias"].item() == pytest.approx(expected, abs=1e-6)
+    assert read_shards(tmp_path / "run" / "final")["factors.offset"].item() == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 def test_a_batch_holds_the_scenes_of_its_queries(
@@ -319,7 +380,7 @@ def test_a_run_that_diverges_stops_and_says_at_which_step(
 ) -> None:
     config = replace(tiny_config(tiny, tmp_path / "run"), stage="grounding")
     model = initial_model(config)
-    torch.nn.init.constant_(model.pointer.bias, float("nan"))
+    torch.nn.init.constant_(model.factors.offset, float("nan"))
     with pytest.raises(FloatingPointError, match="at step 0; lower the learning rates"):
         train(config, source=scenes, model=model)
 

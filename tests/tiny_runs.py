@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from tiny_models import save_tiny_llava
+from torch import Tensor
 
 from vlm_occ.config import DataConfig, LoraSettings, ModelConfig, PerceptionConfig, TrainConfig
 from vlm_occ.data.simulator.scene import simulate
 from vlm_occ.data.store import load_scene_file, save_scene
+from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.types import LabelledScene
 
 PERCEPTION = PerceptionConfig(
@@ -70,6 +73,7 @@ def tiny_config(folder: Path, out: Path, *, augment: bool = False) -> TrainConfi
         queries_per_scene=3,
         perception_rate=5e-3,
         head_rate=5e-3,
+        pointer_rate=6e-3,
         lora_rate=5e-3,
         input_rate=5e-3,
         language_share=0.5,
@@ -78,3 +82,12 @@ def tiny_config(folder: Path, out: Path, *, augment: bool = False) -> TrainConfi
         log_every=1,
         tracker="none",
     )
+
+
+def listening(model: VLMOcc) -> VLMOcc:
+    """The model with heads that read the language model's states; their weights on these start at zero."""
+    bits = torch.Generator().manual_seed(5)
+    for layer in (model.token_state.state[1], model.word_encoder.state[1], model.pointer.query):
+        weight = cast(Tensor, layer.weight)
+        weight.data.copy_(torch.randn(weight.shape, generator=bits) * weight.shape[1] ** -0.5)
+    return model

@@ -68,7 +68,7 @@ class ModelConfig:
     spatial: SpatialConfig | None = None  # layout, situations and questions from them
     perception: PerceptionConfig = field(default_factory=PerceptionConfig)
     head_width: int = 256
-    fusion_layers: int = 3  # of the decoder in which words meet voxel tokens; 0: the state points alone
+    word_layers: int = 2  # of the small transformer that reads a query's words for the heads
     mask_radius: float = 9.0  # most metres around a token's position in which its mask may lie
     score_threshold: float = 0.5  # voxel tokens above it are the answer; set by `vlm-occ calibrate`
     score_ratio: float = 0.0  # and above this share of the best score
@@ -161,6 +161,7 @@ class DataConfig:
     augment: bool = True
     drop_sensor: float = 0.15  # chance that the LiDAR or the cameras of a scene are left out
     drop_vlm_frames: float = 0.0  # chance that the VLM sees no images in a step (stage "grounding")
+    label_tokens: float = 1.0  # share of the scenes whose tokens are made of labels (stage "pointer")
     workers: int = 0
 
 
@@ -169,7 +170,7 @@ class TrainConfig:
     """One run."""
 
     out: str = "runs/nano"
-    stage: Literal["perception", "language", "grounding", "joint"] = "joint"
+    stage: Literal["perception", "pointer", "language", "grounding", "joint"] = "joint"
     init: str | None = None  # checkpoint whose weights the run starts from
     trunk: str | None = None  # checkpoint whose trunk replaces that of `init` (or of a fresh model)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -181,7 +182,8 @@ class TrainConfig:
     queries_per_scene: int = 16
     turns_per_scene: int = 0  # situations and questions of a scene in a step (model.spatial)
     perception_rate: float = 1e-3
-    head_rate: float = 1e-3
+    head_rate: float = 1e-3  # of masks, boxes and all other heads but the pointer
+    pointer_rate: float = 1e-3  # of what chooses among voxel tokens
     input_rate: float = 2e-4  # what is spliced into the language model: projectors, token rows
     lora_rate: float = 3e-4
     weight_decay: float = 0.01

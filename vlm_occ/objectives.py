@@ -12,8 +12,9 @@ from torch.nn import functional
 from vlm_occ.encoders.voxel_tokens import encode_regression
 from vlm_occ.losses.box import box_l1, centre_cells, draw_heatmap
 from vlm_occ.losses.language import next_token_cross_entropy
-from vlm_occ.losses.matching import inside_footprint, match_boxes
-from vlm_occ.losses.occupancy import Term, dice, heatmap_focal, sigmoid_focal, term
+from vlm_occ.losses.matching import match_boxes
+from vlm_occ.losses.occupancy import Term, dice, heatmap_focal, term
+from vlm_occ.objectives_pointer import pointer_terms
 from vlm_occ.types import FREE, SceneLabels, VoxelGrid
 from vlm_occ.voxels import coarsen, voxel_indices_in_box, voxels_in_box
 
@@ -41,6 +42,8 @@ PERCEPTION_WEIGHTS = {
 GROUNDING_WEIGHTS = {
     "pointer": 1.0,
     "ranking": 2.0,
+    "factors": 1.0,
+    "stated": 1.0,
     "mask": 1.0,
     "mask_dice": 1.0,
     "box": 0.5,
@@ -194,43 +197,12 @@ def grounding_terms(
     return terms
 
 
-def pointer_terms(output: GroundingOutput, batch: Batch, labels: Sequence[SceneLabels]) -> dict[str, Term]:
-    """Focal loss of every token for every query, a mean over a scene's queries.
-
-    A token over a target's footprint that was not matched to it is neither right nor wrong; a query with a
-    target that no token stands for is left out. `ranking` is the cross-entropy of the targets among all
-    tokens and "none" with logit 0, which pulls sentences apart long before the scores are sharp.
-    """
-    scenes, rankings = [], []
-    for logits, match, queries, tokens, item in zip(
-        output.pointer_logits, output.matches, batch.queries, output.perception.tokens, labels, strict=True
-    ):
-        over = inside_footprint(tokens.candidates.box, item.boxes)  # [M, N]
-        losses, ranks = [logits.sum() * 0], [logits.sum() * 0]
-        for q, query in enumerate(queries):
-            targets = list(query.targets)
-            rows = match[targets]
-            if (rows < 0).any() or not logits.shape[1]:
-                continue
-            target = torch.zeros_like(logits[q]).index_fill(0, rows, 1.0)
-            ignore = over[targets].any(0) & (target == 0)
-            loss = sigmoid_focal(logits[q], target, alpha=0.5)
-            losses.append(torch.where(ignore, torch.zeros_like(loss), loss).sum())
-            none = logits.new_zeros(1)
-            others = torch.cat([none, logits[q].masked_fill(ignore, -torch.inf)])
-            meant = logits[q][rows] if targets else none
-            ranks.append(torch.logsumexp(others, 0) - torch.logsumexp(meant, 0))
-        scenes.append(_mean(losses))
-        rankings.append(_mean(ranks))
-    return {"pointer": term(torch.stack(scenes)), "ranking": term(torch.stack(rankings))}
-
-
 def object_terms(output: GroundingOutput, labels: Sequence[SceneLabels], grid: VoxelGrid) -> dict[str, Term]:
     """Mask and box losses of the decoded objects; the truth of a mask is Talk2Occ's eq. 1."""
     values: dict[str, list[Tensor]] = {"mask": [], "mask_dice": [], "box": []}
     for b, item in enumerate(labels):
         truths: dict[int, Tensor] = {}
-        masks, overlaps, boxes = ([output.pointer_logits[b].sum() * 0] for _ in range(3))
+        masks, overlaps, boxes = ([output.scores[b].logits.sum() * 0] for _ in range(3))
         for found in output.objects:
             if found.scene != b:
                 continue
@@ -258,7 +230,7 @@ def language_term(model: VLMOcc, output: GroundingOutput, batch: Batch) -> Term:
                 ids, place = model.backbone.query_ids(query.text, query.answer)
                 states.append(state[place : len(ids) - 1])
                 targets.append(ids[place + 1 :].to(state.device))
-        loss = output.pointer_logits[b].sum() * 0
+        loss = output.scores[b].logits.sum() * 0
         if states:
             words = next_token_cross_entropy(model.backbone.logits(torch.cat(states)), torch.cat(targets))
             loss = loss + words.total / words.count

@@ -20,6 +20,11 @@ from vlm_occ.models.widen import widened
 
 UNUSED_BY_LANGUAGE = ("pose.", "joint.", "mask.", "box.", "spatial.layout.", "spatial.vision_norm.")
 """Modules that stage "language" does not run: it sees no picture and decodes no object."""
+POINTS = ("token_state.", "word_encoder.", "factors.", "pointer.")
+"""Modules of the pointer. Stage "pointer" trains all but the last, which reads the language model only."""
+DESCRIBES_TOKENS = ("perception.tokens.", "perception.attributes.")
+"""Modules of the trunk that stage "pointer" trains, as they are all that is run anew for a kept scene."""
+FROZEN_TRUNK = ("pointer", "language", "grounding")
 
 
 def initial_model(config: TrainConfig) -> VLMOcc:
@@ -46,24 +51,30 @@ def load_trunk(model: VLMOcc, name: str) -> None:
 
 def trainable(model: VLMOcc, config: TrainConfig) -> list[dict[str, Any]]:
     """Parameter groups of the stage's trained weights; everything else is frozen, and what has rate 0."""
-    groups: dict[str, list[nn.Parameter]] = {"perception": [], "head": [], "input": [], "lora": []}
+    names = ("perception", "pointer", "head", "input", "lora")
+    groups: dict[str, list[nn.Parameter]] = {name: [] for name in names}
     for name, parameter in model.named_parameters():
         if name.startswith("perception.image_network."):
             parameter.requires_grad_(False)
         elif name.startswith("perception."):
-            parameter.requires_grad_(config.stage not in ("language", "grounding"))
+            described = config.stage == "pointer" and name.startswith(DESCRIBES_TOKENS)
+            parameter.requires_grad_(described or config.stage not in FROZEN_TRUNK)
             groups["perception"].append(parameter)
         elif name.startswith("backbone."):
-            parameter.requires_grad_(parameter.requires_grad and config.stage != "perception")
+            parameter.requires_grad_(
+                parameter.requires_grad and config.stage not in ("perception", "pointer")
+            )
             language = ".language_model." in name or ".lm_head." in name  # LoRA's weights, or all of it
             rows = "trainable_tokens" in name
             groups["lora" if language and not rows else "input"].append(parameter)
         else:
-            unused = config.stage == "language" and name.startswith(UNUSED_BY_LANGUAGE)
-            parameter.requires_grad_(config.stage != "perception" and not unused)
-            groups["input" if name.startswith(("voxel_projector.", "pose.")) else "head"].append(parameter)
+            parameter.requires_grad_(_head_trains(name, config.stage))
+            spliced = name.startswith(("voxel_projector.", "pose."))
+            head = "pointer" if name.startswith(POINTS) else "head"
+            groups["input" if spliced else head].append(parameter)
     rates = {
         "perception": config.perception_rate,
+        "pointer": config.pointer_rate,
         "head": config.head_rate,
         "input": config.input_rate,
         "lora": config.lora_rate,
@@ -76,6 +87,13 @@ def trainable(model: VLMOcc, config: TrainConfig) -> list[dict[str, Any]]:
         for name, parameters in groups.items()
         if any(p.requires_grad for p in parameters)
     ]
+
+
+def _head_trains(name: str, stage: str) -> bool:
+    """Whether a stage trains a weight beside the trunk and the language model."""
+    if stage == "pointer":
+        return name.startswith(POINTS) and not name.startswith("pointer.")
+    return stage != "perception" and not (stage == "language" and name.startswith(UNUSED_BY_LANGUAGE))
 
 
 def recompute_activations(model: VLMOcc) -> None:

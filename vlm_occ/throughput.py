@@ -13,7 +13,8 @@ from vlm_occ.config import TrainConfig
 from vlm_occ.run_config import check_config
 from vlm_occ.run_model import initial_model, trainable
 from vlm_occ.run_scenes import Scenes, StepScenes, open_source, step_loader
-from vlm_occ.train import TrainingModule, optimizer_step
+from vlm_occ.train import optimizer_step
+from vlm_occ.training_module import TrainingModule
 from vlm_occ.types import LabelledScene
 
 WARM_UP = 2

@@ -157,6 +157,24 @@ class SceneLabels:
 QueryKind = Literal["expression", "command", "none", "many"]
 
 
+UNARY = ("noun", "colour", "size", "side", "depth", "range", "motion", "place")
+"""Kinds of what a description says of one object by itself."""
+
+
+@dataclass(frozen=True)
+class QueryPart:
+    """One factor that a sentence states, and the boxes of `SceneLabels` that have it.
+
+    `sure` and `possible` are bit masks over the boxes: one that is possible but not sure is borderline.
+    `kind` is one of UNARY, of what is meant or (after "anchor ") of what it is related to, or "relation",
+    "anchor" (the related object itself), "filter" (all that an order chooses from) or "order".
+    """
+
+    kind: str
+    sure: int
+    possible: int
+
+
 @dataclass(frozen=True)
 class GroundingQuery:
     """A sentence and the boxes of `SceneLabels` that it means (none, one or several)."""
@@ -168,6 +186,7 @@ class GroundingQuery:
     kind: QueryKind = "expression"
     near_miss: bool = False  # no target although the class is there
     answer: str = ""  # the words after the grounding token
+    parts: tuple[QueryPart, ...] = ()  # what the sentence states, where it is known (simulated sentences)
 
 
 @dataclass(frozen=True)

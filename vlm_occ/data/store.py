@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,6 +27,7 @@ from vlm_occ.types import (
     Frame,
     GroundingQuery,
     LabelledScene,
+    QueryPart,
     Scene,
     SceneLabels,
     SituationQuery,
@@ -111,7 +112,7 @@ def load_scene_file(path: Path) -> tuple[LabelledScene, tuple[ObjectFacts, ...]]
         item = LabelledScene(
             Scene(rig, frames, grid, about["name"]),
             SceneLabels(**{name: tensors[f"labels.{name}"] for name in LABEL_FIELDS}),
-            tuple(GroundingQuery(**{**q, "targets": tuple(q["targets"])}) for q in about["queries"]),
+            tuple(_query(values) for values in about["queries"]),
             tuple(SituationQuery(**{**s, "position": tuple(s["position"])}) for s in about["situations"]),
         )
         return item, tuple(ObjectFacts(**fact) for fact in facts)
@@ -119,6 +120,12 @@ def load_scene_file(path: Path) -> tuple[LabelledScene, tuple[ObjectFacts, ...]]
         raise ValueError(
             f"scene file {path} was written by another version of vlm-occ ({error}); use another folder"
         ) from error
+
+
+def _query(values: dict[str, Any]) -> GroundingQuery:
+    """A query as `dataclasses.asdict` and JSON left it."""
+    parts = tuple(QueryPart(**part) for part in values.get("parts", ()))
+    return GroundingQuery(**{**values, "targets": tuple(values["targets"]), "parts": parts})
 
 
 LEXICONS: tuple[Literal["train", "heldout"], ...] = ("train", "heldout")

@@ -118,6 +118,14 @@ DESCRIBED_CHANNELS = len(TALK2OCC_CLASSES) + len(COLOURS) + 1 + POSITION_CHANNEL
 """Length of `described`: probabilities of class, colour and motion, then the position."""
 
 
+@dataclass(frozen=True)
+class TokenInputs:
+    """What the sensors say of N candidates, from which their features are made."""
+
+    birds_eye: Tensor  # [N, C] bird's-eye features at three scales
+    image: Tensor  # [N, 9 C'] camera features at `sample_points`
+
+
 class VoxelTokenEncoder(nn.Module):
     """The feature of each candidate: bird's-eye features at three scales, camera features on its box, its
     position.
@@ -132,19 +140,25 @@ class VoxelTokenEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, candidates: Candidates, bev: BirdsEyeFeatures, scene: int, image: Tensor) -> Tensor:
-        """Features [N, width] of one scene's candidates; `image` [N, 9, image_width] was read at
-        `sample_points`.
+    def forward(self, candidates: Candidates, inputs: TokenInputs, *, drop: float = 0.0) -> Tensor:
+        """Features [N, width] of one scene's candidates; a share `drop` of what was seen is left out.
 
         Not yet multiplied by the score; `score_tokens` does it for the language model.
         """
-        box = candidates.box.detach()
-        cell = candidates.cell
-        parts = [bev.fine[scene, :, cell[:, 0], cell[:, 1]].T]
-        parts += [sample_bev(level[scene], box[:, :2]) for level in (bev.middle, bev.coarse)]
-        parts += [functional.gelu(self.image_points(image.flatten(1))), position_features(box)]
-        parts += [candidates.velocity.detach() / 10]
-        return self.norm(self.mlp(torch.cat([p.float() for p in parts], dim=-1)))
+        seen = functional.gelu(self.image_points(functional.dropout(inputs.image.float(), drop, drop > 0)))
+        known = torch.cat(
+            [position_features(candidates.box.detach()), candidates.velocity.detach() / 10], dim=-1
+        )
+        joined = torch.cat([inputs.birds_eye.float(), seen.float(), known.float()], dim=-1)
+        return self.norm(self.mlp(functional.dropout(joined, drop, drop > 0)))
+
+
+def token_inputs(candidates: Candidates, bev: BirdsEyeFeatures, scene: int, image: Tensor) -> TokenInputs:
+    """What one scene's candidates are read from; `image` [N, 9, C] was read at `sample_points`."""
+    box, cell = candidates.box.detach(), candidates.cell
+    parts = [bev.fine[scene, :, cell[:, 0], cell[:, 1]].T]
+    parts += [sample_bev(level[scene], box[:, :2]) for level in (bev.middle, bev.coarse)]
+    return TokenInputs(torch.cat(parts, dim=-1), image.flatten(1))
 
 
 def sample_bev(features: Tensor, points: Tensor, *, extent: float = 80.0) -> Tensor:

@@ -58,8 +58,10 @@ class ContestConfig:
     draws: int = 2000
     rate: float = 1e-3  # of the paper's systems
     base: str = "nano"  # VLM-Occ's pretrained model
-    label_share: float = 0.5  # of VLM-Occ's steps that train on label tokens, before those on the trunk
+    pointer_share: float = 0.6  # of VLM-Occ's steps that train its pointer, before its language model runs
+    vlm_token_rate: float = 4e-4  # of what makes voxel tokens of the trunk's features, which no other system has
     vlm_head_rate: float = 1e-3
+    vlm_pointer_rate: float = 2e-4  # of the pointer once the language model runs; before that, as the heads
     vlm_input_rate: float = 3e-4
     vlm_lora_rate: float = 4e-4
     vlm_clip: float = 1.0
@@ -202,24 +204,33 @@ class Contest:
         train_paper(run, source=self._scenes("train"))
 
     def _train_vlm(self, folder: Path, seed: int, steps: int) -> None:
-        """VLM-Occ from its pretrained language model and the shared trunk: on label tokens, then on it."""
+        """VLM-Occ from its pretrained language model and the shared trunk: the pointer first, then all of it."""
         config = self.config
-        first = min(round(config.label_share * steps), steps - 1)
+        first = min(round(config.pointer_share * steps), steps - 1)
         run = TrainConfig(
             **self._run(folder, seed, steps - first),  # type: ignore[arg-type]
             model=ModelConfig(base=config.base, perception=replace(self.perception, camera_frames=1)),
             head_rate=config.vlm_head_rate,
+            pointer_rate=config.vlm_pointer_rate if first else config.vlm_head_rate,
             input_rate=config.vlm_input_rate,
             lora_rate=config.vlm_lora_rate,
             clip=config.vlm_clip,
         )
         if first:
-            words = replace(run, out=str(folder / "language"), stage="language", steps=first)
-            done = folder / "language" / "final"
+            done = folder / "pointer" / "final"
+            words = replace(
+                run,
+                out=str(folder / "pointer"),
+                stage="pointer",
+                steps=first,
+                pointer_rate=config.vlm_head_rate,
+                perception_rate=config.vlm_token_rate,
+                data=replace(run.data, label_tokens=0.3),
+            )
             if not done.exists():
                 train(words, source=self._scenes("train"))
             skip = first * run.scenes_per_step
-            run = replace(run, init=str(done), data=replace(run.data, skip=skip))
+            run = replace(run, init=str(done), trunk=None, data=replace(run.data, skip=skip))
         train(run, source=self._scenes("train"))
 
     def grown(self, tell: Callable[[str], None]) -> Contest:

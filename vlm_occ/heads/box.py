@@ -49,7 +49,7 @@ class AttributeHead(nn.Module):
 class TokenState(nn.Module):
     """What the heads know of a voxel token: its final state in the language model, its feature, what it is.
 
-    Features start without effect, as in `VoxelProjector`.
+    Features start without effect, as in `VoxelProjector`, and so do states: stage "pointer" has none.
     """
 
     def __init__(self, state_width: int, feature_width: int, known_width: int, width: int) -> None:
@@ -59,6 +59,7 @@ class TokenState(nn.Module):
         self.known = nn.Linear(known_width, width)
         self.norm = nn.LayerNorm(width)
         nn.init.zeros_(self.feature.weight)
+        nn.init.zeros_(self.state[1].weight)  # type: ignore[arg-type]
 
     def forward(self, states: Tensor, features: Tensor, known: Tensor) -> Tensor:
         """States [N, D], features [N, F] and attributes with positions [N, P] to [N, width]."""
@@ -100,15 +101,19 @@ class BoxHead(nn.Module):
 
 
 class PointerHead(nn.Module):
-    """Scores every voxel token for a grounding state by an independent sigmoid (ARCHITECTURE 1 d)."""
+    """Scores every voxel token for a grounding state by a dot product (ARCHITECTURE 1 d).
 
-    def __init__(self, state_width: int, token_width: int, width: int, *, prior: float = 0.03) -> None:
+    It starts at 0, as what it adds to: the factors of `vlm_occ.heads.factors` learn faster.
+    """
+
+    def __init__(self, state_width: int, token_width: int, width: int) -> None:
         super().__init__()
         self.query = nn.Linear(state_width, width)
         self.key = nn.Linear(token_width, width)
-        self.bias = nn.Parameter(torch.tensor(math.log(prior / (1 - prior))))
+        nn.init.zeros_(self.query.weight)
+        nn.init.zeros_(self.query.bias)
 
     def forward(self, states: Tensor, tokens: Tensor) -> Tensor:
-        """Logits [Q, N] of grounding states [Q, D] against each query's token states [Q, N, W]."""
+        """Logits [Q, N] of grounding states [Q, D] against token states [N, W]."""
         query, key = self.query(states), self.key(tokens)
-        return (key @ query[..., None])[..., 0] / math.sqrt(query.shape[-1]) + self.bias
+        return query @ key.T / math.sqrt(query.shape[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast, overload
 
 import torch
@@ -16,14 +17,15 @@ from vlm_occ.encoders.inputs import prepare_scene
 from vlm_occ.encoders.pose import PoseEncoder
 from vlm_occ.encoders.voxel_tokens import DESCRIBED_CHANNELS, VoxelProjector, described, score_tokens
 from vlm_occ.heads.box import BoxHead, JointState, PointerHead, TokenState
-from vlm_occ.heads.fusion import FusionDecoder, QueryStates, read_queries
+from vlm_occ.heads.factors import FactorHead, Factors
 from vlm_occ.heads.occupancy import ObjectMaskHead
+from vlm_occ.heads.words import QueryStates, WordEncoder, read_queries
 from vlm_occ.language.backbones import Backbone
 from vlm_occ.language.full import train_whole
 from vlm_occ.language.loading import load_backbone
 from vlm_occ.language.prefixes import Prefix, PrefixState
 from vlm_occ.models.batch import Batch, GroundingOutput, SceneStates, VideoFrames, video_frames
-from vlm_occ.models.decoding import decode_objects, object_masks, pairs_to_decode
+from vlm_occ.models.decoding import best_overlap, decode_objects, object_masks, pairs_to_decode
 from vlm_occ.models.describe import describe
 from vlm_occ.models.perception import Perception, PerceptionOutput, SceneTokens
 from vlm_occ.models.saving import Saving
@@ -54,7 +56,8 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
         self.voxel_projector = VoxelProjector(tokens, hidden, scale)
         self.ground_norm = nn.LayerNorm(hidden)
         self.token_state = TokenState(hidden, tokens, DESCRIBED_CHANNELS, width)
-        self.fusion = FusionDecoder(2 * hidden, width, layers=config.fusion_layers)
+        self.word_encoder = WordEncoder(hidden, width, layers=config.word_layers)
+        self.factors = FactorHead(width)
         self.pointer = PointerHead(hidden, width, width)
         self.joint = JointState(hidden, width, width)
         self.mask = ObjectMaskHead(
@@ -68,7 +71,7 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.pointer.bias.device
+        return self.factors.bias.device
 
     # ------------------------------------------------------------------ one forward for training and
     # inference
@@ -95,19 +98,19 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
         spatial = None
         if states is None:
             states, spatial = self.language_states(batch, perception)
-        logits, matches, objects = [], [], []
+        scores, matches, objects = [], [], []
         for b, scene in enumerate(states):
             ids = [self.backbone.query_ids(q.text, q.answer or None) for q in batch.queries[b]]
             tokens = self._token_states(scene.tokens, perception.tokens[b])
             query = self._read(scene.queries, ids)
-            logits.append(self._point(tokens, perception.tokens[b].candidates.box, query))
+            scores.append(self._point(tokens, perception.tokens[b].candidates.box, query))
             pairs, match = pairs_to_decode(
-                batch, perception.tokens[b], b, logits[-1], threshold=self.config.score_threshold
+                batch, perception.tokens[b], b, scores[-1].logits, threshold=self.config.score_threshold
             )
             matches.append(match)
             objects += decode_objects(self, b, pairs, query.ground, tokens, perception) if decode else []
         answers = tuple(scene.queries for scene in states)
-        return GroundingOutput(perception, tuple(logits), answers, tuple(matches), tuple(objects), spatial)
+        return GroundingOutput(perception, tuple(scores), answers, tuple(matches), tuple(objects), spatial)
 
     def language_states(
         self, batch: Batch, perception: PerceptionOutput
@@ -134,12 +137,13 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
         words = [self.backbone.word_embeddings(row[: place + 1]) for row, place in ids]
         return read_queries(states, words, self.ground_norm)
 
-    def _point(self, tokens: Tensor, boxes: Tensor, query: QueryStates) -> Tensor:
-        """Logits [Q, N] of voxel tokens [N, width] with boxes [N, 7]."""
+    def _point(self, tokens: Tensor, boxes: Tensor, query: QueryStates) -> Factors:
+        """Scores of voxel tokens [N, width] with boxes [N, 7], by factor and in all."""
         dtype, device = self.backbone.dtype, tokens.device.type
         with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
-            fused = self.fusion(tokens, boxes, query)
-        return self.pointer(query.ground, fused)
+            words = self.word_encoder(query)
+        factors = self.factors(words, query.valid, tokens, boxes)
+        return replace(factors, logits=factors.logits + self.pointer(query.ground, tokens))
 
     def _prefix(self, frames: VideoFrames, tokens: SceneTokens) -> Prefix:
         return self.backbone.build_prefix(
@@ -211,7 +215,7 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
     @torch.no_grad()
     def state_scores(self, state: SceneState, query: QueryStates) -> Tensor:
         """Scores [Q, N] of every voxel token for what `query_states` gave."""
-        return self._point(state.token_states, state.token_boxes, query).sigmoid()
+        return self._point(state.token_states, state.token_boxes, query).logits.sigmoid()
 
     def chosen_tokens(self, scores: Tensor) -> Tensor:
         """Rows of the tokens whose score [N] passes the threshold and the ratio to the best, best first."""
@@ -245,7 +249,7 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
             masks = object_masks(self.mask, joint, boxes, centers, state.voxel_features)
             for row, box, (window, logits) in zip(rows.tolist(), boxes, masks, strict=True):
                 occupancy = torch.zeros_like(state.occupancy)
-                chosen = state.voxel_index[window[logits > 0]]
+                chosen = state.voxel_index[window[best_overlap(logits)]]
                 occupancy[chosen[:, 0], chosen[:, 1], chosen[:, 2]] = True
                 if refine:
                     occupancy = state.occupancy & voxels_in_box(box, state.grid)

@@ -12,6 +12,7 @@ from torch import Tensor
 from vlm_occ.config import ModelConfig
 from vlm_occ.encoders.inputs import SceneInputs, collate_inputs, prepare_scene
 from vlm_occ.geometry import invert_rigid
+from vlm_occ.heads.factors import Factors
 from vlm_occ.models.perception import PerceptionOutput
 from vlm_occ.types import CAMERAS, GroundingQuery, LabelledScene, Scene, SceneDepth
 
@@ -85,7 +86,7 @@ class GroundingOutput:
     """What a forward pass gives; losses are made of it outside (vlm_occ/objectives.py)."""
 
     perception: PerceptionOutput
-    pointer_logits: tuple[Tensor, ...]  # B tensors [Q, N]
+    scores: tuple[Factors, ...]  # B: of every voxel token for every query
     answer_states: tuple[tuple[Tensor, ...], ...]  # B x Q tensors [l, D]: states of each query's own tokens
     matches: tuple[Tensor, ...]  # B tensors [M]: the token of each true box, -1 where none
     objects: tuple[ReferredObject, ...]

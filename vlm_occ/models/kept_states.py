@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vlm_occ.data.augment import without_cameras, without_lidar
+from vlm_occ.encoders.voxel_tokens import TokenInputs
 from vlm_occ.heads.occupancy import mask_window
 from vlm_occ.models.batch import Batch, SceneStates
 from vlm_occ.models.perception import PerceptionOutput
@@ -64,6 +65,21 @@ class KeptLanguage:
         return found
 
 
+def silent_states(model: VLMOcc, batch: Batch, perception: PerceptionOutput) -> list[SceneStates]:
+    """States of a language model that says nothing: the heads are left with words and voxel tokens."""
+    hidden, result = model.backbone.hidden_size, []
+    for queries, tokens in zip(batch.queries, perception.tokens, strict=True):
+        lengths = [len(model.backbone.query_ids(q.text, q.answer or None)[0]) for q in queries]
+        states = tuple(tokens.features.new_zeros(length, hidden) for length in lengths)
+        result.append(SceneStates(tokens.features.new_zeros(len(tokens.features), hidden), states))
+    return result
+
+
+def joined(outputs: Sequence[PerceptionOutput]) -> PerceptionOutput:
+    """The tokens of scenes that a trunk saw one by one; dense maps and voxels are the first's."""
+    return replace(outputs[0], tokens=tuple(tokens for output in outputs for tokens in output.tokens))
+
+
 def sentences(queries: Sequence[GroundingQuery]) -> Sentences:
     """The sentences of a scene without their order."""
     return tuple(sorted({(q.text, q.answer) for q in queries}))
@@ -76,12 +92,36 @@ def blind(item: LabelledScene) -> LabelledScene:
 
 def slim(output: PerceptionOutput, model: VLMOcc) -> PerceptionOutput:
     """A trunk's output of one scene: voxels near candidates only, at half precision, and no dense maps."""
-    empty = torch.zeros(0)
     centers = model.perception.grid.center_of(output.voxel_index[:, 1:])
     near = torch.zeros(len(centers), dtype=torch.bool, device=centers.device)
     for box in output.tokens[0].candidates.box:
         wide = box + box.new_tensor([0, 0, 0, 2, 2, 0, 0])  # a head may move it
         near[mask_window(wide, centers, model.config.mask_radius)] = True
+    return replace(
+        _without_maps(output),
+        tokens=tuple(replace(tokens, inputs=None) for tokens in output.tokens),
+        voxel_index=output.voxel_index[near].int(),
+        voxel_features=output.voxel_features[near].bfloat16(),
+    )
+
+
+def without_voxels(output: PerceptionOutput) -> PerceptionOutput:
+    """A trunk's output with its tokens only, what they were read from at half precision: 0.1 MB a scene."""
+    tokens = []
+    for scene in output.tokens:
+        read = scene.inputs
+        half = read and TokenInputs(read.birds_eye.bfloat16(), read.image.bfloat16())
+        tokens.append(replace(scene, inputs=half))
+    return replace(
+        _without_maps(output),
+        tokens=tuple(tokens),
+        voxel_index=output.voxel_index[:0],
+        voxel_features=output.voxel_features[:0],
+    )
+
+
+def _without_maps(output: PerceptionOutput) -> PerceptionOutput:
+    empty = torch.zeros(0)
     return replace(
         output,
         coarse_logits=empty,
@@ -89,6 +129,4 @@ def slim(output: PerceptionOutput, model: VLMOcc) -> PerceptionOutput:
         heatmap_logits=empty,
         regression=empty,
         semantic_logits=empty,
-        voxel_index=output.voxel_index[near].int(),
-        voxel_features=output.voxel_features[near].bfloat16(),
     )

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm_occ.heads.fusion import QueryStates
 from vlm_occ.heads.occupancy import ObjectMaskHead
+from vlm_occ.heads.words import QueryStates
 from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.models.perception import Perception
 from vlm_occ.weights import require
@@ -61,12 +61,24 @@ class Pointer(nn.Module):
 
     def __init__(self, model: VLMOcc) -> None:
         super().__init__()
-        self.norm, self.fusion, self.pointer = model.ground_norm, model.fusion, model.pointer
+        self.norm, self.pointer = model.ground_norm, model.pointer
+        self.words, self.factors = model.word_encoder, model.factors
 
-    def forward(self, ground: Tensor, words: Tensor, valid: Tensor, tokens: Tensor, boxes: Tensor) -> Tensor:
-        """`ground` [Q, D], `words` [Q, l, 2 D], `valid` bool [Q, l], `tokens` [N, W], `boxes` [N, 7]."""
-        query = QueryStates(self.norm(ground), words, valid)
-        return self.pointer(query.ground, self.fusion(tokens, boxes, query)).sigmoid()
+    def forward(
+        self,
+        ground: Tensor,
+        states: Tensor,
+        embeddings: Tensor,
+        valid: Tensor,
+        tokens: Tensor,
+        boxes: Tensor,
+    ) -> Tensor:
+        """`ground` [Q, D], `states` and `embeddings` [Q, l, D], `valid` bool [Q, l], `tokens` [N, W],
+        `boxes` [N, 7].
+        """
+        query = QueryStates(self.norm(ground), states, embeddings, valid)
+        factors = self.factors(self.words(query), valid, tokens, boxes)
+        return (factors.logits + self.pointer(query.ground, tokens)).sigmoid()
 
 
 class Boxes(nn.Module):
@@ -119,7 +131,8 @@ def dense_parts(model: VLMOcc) -> dict[str, Part]:
             Pointer(model),
             {
                 "ground": draw(3, state),
-                "words": draw(3, 6, 2 * state),
+                "states": draw(3, 6, state),
+                "embeddings": draw(3, 6, state),
                 "valid": torch.arange(6) < torch.tensor([[6], [4], [5]]),
                 "tokens": draw(7, width),
                 "boxes": draw(7, 7),
@@ -127,7 +140,8 @@ def dense_parts(model: VLMOcc) -> dict[str, Part]:
             ("scores",),
             {
                 "ground": {0: "queries"},
-                "words": {0: "queries", 1: "words"},
+                "states": {0: "queries", 1: "words"},
+                "embeddings": {0: "queries", 1: "words"},
                 "valid": {0: "queries", 1: "words"},
                 "tokens": {0: "candidates"},
                 "boxes": {0: "candidates"},

@@ -14,7 +14,14 @@ from vlm_occ.encoders.image_network import ImageNetwork
 from vlm_occ.encoders.inputs import SceneInputs
 from vlm_occ.encoders.lidar import LidarEncoder
 from vlm_occ.encoders.sparse import SparseTensor
-from vlm_occ.encoders.voxel_tokens import Candidates, VoxelTokenEncoder, find_candidates, sample_points
+from vlm_occ.encoders.voxel_tokens import (
+    Candidates,
+    TokenInputs,
+    VoxelTokenEncoder,
+    find_candidates,
+    sample_points,
+    token_inputs,
+)
 from vlm_occ.heads.box import AttributeHead, CentreHead
 from vlm_occ.heads.occupancy import SceneOccupancyHead, VoxelFeatureHead
 from vlm_occ.types import VoxelGrid
@@ -35,6 +42,7 @@ class SceneTokens:
     class_logits: Tensor  # [N, 15]
     colour_logits: Tensor  # [N, 9]
     moving_logits: Tensor  # [N]
+    inputs: TokenInputs | None = None  # None where tokens are made of labels
 
     @property
     def attributes(self) -> Tensor:
@@ -201,8 +209,14 @@ class Perception(nn.Module):
     ) -> SceneTokens:
         points = sample_points(candidates.box.detach())  # [N, 9, 3]
         image, _ = self._look(b, points.flatten(0, 1), pyramid, inputs)
-        features = self.tokens(candidates, bev, b, image.unflatten(0, points.shape[:2]))
-        return SceneTokens(features, candidates, *self.attributes(features))
+        read = token_inputs(candidates, bev, b, image.unflatten(0, points.shape[:2]))
+        return self.describe(candidates, read)
+
+    def describe(self, candidates: Candidates, inputs: TokenInputs, *, drop: float = 0.0) -> SceneTokens:
+        """The tokens of one scene's candidates: features and attributes from what was read of them."""
+        features = self.tokens(candidates, inputs, drop=drop)
+        label, colour, moving = self.attributes(features)
+        return SceneTokens(features, candidates, label, colour, moving, inputs)
 
 
 def gather_sparse(tensor: SparseTensor, index: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from vlm_occ.data.simulator.descriptions import RANGES, SIMPLE, Describer, fitti
 from vlm_occ.data.simulator.lexicon import Lexicon
 from vlm_occ.data.simulator.meaning import Attribute, Meaning, Order, Relation, SceneView, indices
 from vlm_occ.data.simulator.objects import ObjectFacts
+from vlm_occ.data.simulator.parts import query_parts
 from vlm_occ.data.simulator.phrases import NO_SUCH_OBJECT, Speaker, answer_many, answer_one, command_frame
 from vlm_occ.data.simulator.predicates import CLASS_OF, NOUN_OF
 from vlm_occ.data.simulator.relations import RELATIONS
@@ -78,7 +79,8 @@ def compose(
     if len(text.split()) > _MOST_WORDS:
         return None
     same = sum(other.referable and other.label == item.label for other in view.facts)
-    return meaning, GroundingQuery(text, (target,), same == 1, lexicon, kind, answer=answer_one(item))
+    query = GroundingQuery(text, (target,), same == 1, lexicon, kind, answer=answer_one(item))
+    return meaning, replace(query, parts=query_parts(view, meaning))
 
 
 def _choose_target(view: SceneView, rng: random.Random, told: Counter[int]) -> int | None:
@@ -115,8 +117,9 @@ def _compose_many(
             speaker = Speaker(rng, lexicon)
             frame = "many" if rng.random() < 0.75 else "many command"
             text = speaker.sentence(frame, speaker.several(meaning, count))
+            answer, parts = answer_many(count), query_parts(view, meaning)
             return meaning, GroundingQuery(
-                text, indices(sure), False, lexicon, "many", answer=answer_many(count)
+                text, indices(sure), False, lexicon, "many", answer=answer, parts=parts
             )
     return None
 
@@ -138,7 +141,8 @@ def _compose_none(
         else:
             text = speaker.sentence(command_frame(meaning, None, rng), speaker.definite(meaning))
         near_miss = near or bool(view.noun(CLASS_OF.get(meaning.noun, meaning.noun))[0])
-        return meaning, GroundingQuery(text, (), False, lexicon, "none", near_miss, NO_SUCH_OBJECT)
+        query = GroundingQuery(text, (), False, lexicon, "none", near_miss, NO_SUCH_OBJECT)
+        return meaning, replace(query, parts=query_parts(view, meaning))
     return None
 
 

@@ -195,7 +195,7 @@ class SceneView:
                 masks = self.attribute(item)
                 sure, possible = sure & masks[0], possible & masks[1]
             if meaning.relation is not None:
-                masks = self._related(meaning.relation)
+                masks = self.related(meaning.relation)
                 sure, possible = sure & masks[0], possible & masks[1]
             if meaning.order is not None:
                 sure, possible = self._ordered(meaning.order, sure, possible)
@@ -207,7 +207,8 @@ class SceneView:
         sure, possible = self.evaluate(meaning)
         return sure.bit_length() - 1 if sure == possible and sure.bit_count() == 1 else None
 
-    def _related(self, relation: Relation) -> Masks:
+    def related(self, relation: Relation) -> Masks:
+        """The objects that stand in a relation."""
         unknown = (0, self.everything)
         if relation.plural:
             anchors = self.evaluate(relation.anchor)
