@@ -1,0 +1,60 @@
+"""What rounding costs a model's answers: `python scripts/quantisation_accuracy.py [MODEL] [SCENES]`.
+
+The same scenes and sentences of the simulator's validation split in bf16, int8 and nf4; pairs by sentence.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from vlm_occ.data.store import SimulatedScenes
+from vlm_occ.eval.evaluate import evaluate_scene
+from vlm_occ.eval.metrics import paired_difference, summarise
+from vlm_occ.models.adapter import VLMOcc
+from vlm_occ.models.checkpoint import find_checkpoint, load_model_state, read_config, read_shards
+
+ROOT = Path(__file__).parents[1]
+
+
+def rounded(name: str, quantization: str) -> VLMOcc:
+    """A checkpoint's weights beside a base of few bits."""
+    folder = find_checkpoint(name)
+    assert folder is not None, f"{name} has no trained weights"
+    config = replace(read_config(folder)[0], quantization=quantization)
+    model = VLMOcc.from_config(config)
+    load_model_state(model, read_shards(folder), where=str(folder))
+    return model.eval()
+
+
+if __name__ == "__main__":
+    name = sys.argv[1] if len(sys.argv) > 1 else "nano"
+    count = int(sys.argv[2]) if len(sys.argv) > 2 else 60
+    split = SimulatedScenes("val", count, num_frames=2, num_queries=6)
+    scenes = [split[i] for i in tqdm(range(count), desc="scenes", unit="scene")]
+    rows, exact = [], None
+    for kind in ("none", "int8", "nf4"):
+        model = rounded(name, kind)
+        bar = tqdm(scenes, desc=kind, unit="scene")
+        records = [outcome.plain for item in bar for outcome in evaluate_scene(model, item)]
+        found = summarise(records)
+        exact = exact or records
+        first, second = ([r for r in some if r.num_true] for some in (exact, records))
+        row = {"quantization": kind, "overall": found["overall"], "no_target": found["no_target"]}
+        row["acc25_against_bf16"] = paired_difference(first, second, lambda r: float(r.iou > 0.25))
+        row["same_answer"] = sum(
+            a.iou == b.iou and a.num_predicted == b.num_predicted for a, b in zip(exact, records, strict=True)
+        ) / len(records)
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT
+    )
+    about = {"model": name, "split": "val", "scenes": count, "commit": commit.stdout.strip(), "device": "cpu"}
+    about |= {"command": "python scripts/quantisation_accuracy.py", "torch": torch.__version__}
+    path = ROOT / "results" / "quantisation_accuracy.json"
+    path.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
