@@ -83,7 +83,8 @@ def random_scores(logits: Tensor, seed: int = 5) -> Factors:
     unary = torch.randn(queries, ROLES, len(UNARY), tokens, generator=bits)
     relation, anchor, order = torch.randn(3, queries, tokens, generator=bits)
     stated = torch.randn(queries, ROLES * len(UNARY) + 2, generator=bits)
-    return Factors(logits, unary, relation, anchor, order, stated)
+    several = torch.randn(queries, generator=bits)
+    return Factors(logits, unary, relation, anchor, order, stated, several)
 
 
 def grounding(

@@ -42,6 +42,7 @@ PERCEPTION_WEIGHTS = {
 GROUNDING_WEIGHTS = {
     "pointer": 1.0,
     "ranking": 2.0,
+    "several": 0.5,
     "factors": 1.0,
     "stated": 1.0,
     "mask": 1.0,

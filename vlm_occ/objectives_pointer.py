@@ -25,15 +25,18 @@ FALSE_OF_NOTHING = ("noun", "anchor noun", "anchor", "filter", "order")
 """Kinds that a token without an object surely lacks."""
 
 
+TERMS = ("pointer", "ranking", "several", "factors", "stated")
+
+
 def pointer_terms(output: GroundingOutput, batch: Batch, labels: Sequence[SceneLabels]) -> dict[str, Term]:
     """Focal loss of every token for every query, a mean over a scene's queries.
 
     A token over a target's footprint that was not matched to it is neither right nor wrong; a query with a
     target that no token stands for is left out. `ranking` is the cross-entropy of the targets among all
-    tokens and "none" with logit 0, which pulls sentences apart long before the scores are sharp. `factors`
-    and `stated` see `factor_losses`.
+    tokens and "none" with logit 0, which pulls sentences apart long before the scores are sharp. `several`:
+    see `several_loss`, `factors` and `stated`: `factor_losses`.
     """
-    values: dict[str, list[Tensor]] = {name: [] for name in ("pointer", "ranking", "factors", "stated")}
+    values: dict[str, list[Tensor]] = {name: [] for name in TERMS}
     for scores, match, queries, tokens, item in zip(
         output.scores, output.matches, batch.queries, output.perception.tokens, labels, strict=True
     ):
@@ -43,6 +46,7 @@ def pointer_terms(output: GroundingOutput, batch: Batch, labels: Sequence[SceneL
         values["pointer"].append(losses[0].sum() / max(len(kept), 1))
         values["ranking"].append(losses[1].sum() / max(len(kept), 1))
         factors, stated = factor_losses(scores, match, queries, truth)
+        values["several"].append(several_loss(scores, queries))
         values["factors"].append(factors)
         values["stated"].append(stated)
     return {name: term(torch.stack(scenes)) for name, scenes in values.items()}
@@ -101,6 +105,15 @@ def part_truth(match: Tensor, queries: Sequence[GroundingQuery], truth: SceneTru
             known[k, LEARNED.index(part.kind)] = one
     known = known.to(truth.target.device)
     return torch.where(truth.ignore[:, None] & (known >= 0), 2, known)
+
+
+def several_loss(scores: Factors, queries: Sequence[GroundingQuery]) -> Tensor:
+    """Cross-entropy of whether a sentence means one object or several, over those of a scene that mean any."""
+    rows = [row for row, query in enumerate(queries) if query.targets]
+    if not rows:
+        return scores.several.sum() * 0
+    truth = scores.several.new_tensor([float(len(queries[row].targets) > 1) for row in rows])
+    return functional.binary_cross_entropy_with_logits(scores.several[rows], truth)
 
 
 def factor_losses(

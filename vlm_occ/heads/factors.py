@@ -38,6 +38,15 @@ class Factors:
     anchor: Tensor  # [Q, N] log-likelihood of being what the sentence relates to
     order: Tensor  # [Q, N]
     stated: Tensor  # [Q, ROLES * len(UNARY) + 2]: unary factors by role, relation, order
+    several: Tensor  # [Q]: whether a sentence means several objects, if it means any
+
+    def scores(self) -> Tensor:
+        """Probability [Q, N] of being meant: a sentence about one object means its likeliest token at most."""
+        scores = self.logits.sigmoid()
+        if not scores.numel():
+            return scores
+        best = scores == scores.amax(1, keepdim=True)
+        return torch.where(best, scores, scores * self.several.sigmoid()[:, None])
 
 
 def footprint_gaps(boxes: Tensor) -> Tensor:
@@ -94,6 +103,7 @@ class FactorHead(nn.Module):
         self.relation = nn.Linear(width, depth)
         self.relation_bias = nn.Parameter(torch.tensor(-1.0))
         self.order = nn.Linear(width, KEYS * 2 * SHAPES)
+        self.several = nn.Linear(width, 1)
         self.sharpness = nn.Parameter(torch.tensor(1.0))
         self.offset = nn.Parameter(torch.tensor(3.0))
 
@@ -112,7 +122,8 @@ class FactorHead(nn.Module):
         filtered = meant + share[:, count, None] * functional.logsigmoid(relation)
         order = self._order(read[:, count + 1], filtered.exp(), to_anchor, boxes, 1 - itself)
         logits = self.sharpness.exp() * (filtered + share[:, count + 1, None] * order) + self.offset
-        return Factors(logits, unary, relation, anchor, order, stated)
+        several = self.several(read[:, count + 2])[:, 0]
+        return Factors(logits, unary, relation, anchor, order, stated, several)
 
     def _unary(self, read: Tensor, tokens: Tensor) -> Tensor:
         """Logits [Q, ROLES, F, N] of the factors that a token has or has not by itself."""

@@ -215,7 +215,7 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
     @torch.no_grad()
     def state_scores(self, state: SceneState, query: QueryStates) -> Tensor:
         """Scores [Q, N] of every voxel token for what `query_states` gave."""
-        return self._point(state.token_states, state.token_boxes, query).logits.sigmoid()
+        return self._point(state.token_states, state.token_boxes, query).scores()
 
     def chosen_tokens(self, scores: Tensor) -> Tensor:
         """Rows of the tokens whose score [N] passes the threshold and the ratio to the best, best first."""

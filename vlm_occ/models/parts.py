@@ -6,7 +6,7 @@ What is between them stays in PyTorch: sparse convolutions, the lift into voxels
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ class Pointer(nn.Module):
         """
         query = QueryStates(self.norm(ground), states, embeddings, valid)
         factors = self.factors(self.words(query), valid, tokens, boxes)
-        return (factors.logits + self.pointer(query.ground, tokens)).sigmoid()
+        return replace(factors, logits=factors.logits + self.pointer(query.ground, tokens)).scores()
 
 
 class Boxes(nn.Module):
