@@ -73,7 +73,7 @@ def test_cached_queries_equal_the_training_forward(family, item, request):
         packed = model.token_scores(state, texts)
         single = torch.cat([model.token_scores(state, [text]) for text in texts])
     assert packed.shape[1] > 3
-    torch.testing.assert_close(packed, output.scores[0].logits.sigmoid(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(packed, output.scores[0].scores(), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(packed, single, atol=1e-4, rtol=1e-4)
     answers = model.ground(state, texts)
     first = {(o.query, o.token): o for o in output.objects}

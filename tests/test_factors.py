@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
+from made_outputs import random_scores
 from torch import Tensor, nn
 
 from vlm_occ.heads.factors import KEYS, ROLES, SHAPES, FactorHead, Factors, footprint_gaps, pair_features
@@ -276,3 +278,15 @@ def test_nearest_and_left_of_are_learnt_from_examples_and_hold_in_unseen_scenes(
         words, tokens, boxes, target = lesson(bits, book, kinds)
         right += head(words, valid, tokens, boxes).logits.argmax(-1) == target
     assert (right > 90).all(), right  # by chance 25 of 100 among those of the kind
+
+
+def test_a_sentence_about_one_object_means_its_likeliest_token_only() -> None:
+    logits = torch.tensor([[3.0, 2.0, -4.0], [3.0, 2.0, -4.0], [-1.0, -2.0, -3.0]])
+    several = torch.tensor([-20.0, 20.0, 0.0])
+    factors = replace(random_scores(logits), several=several)
+    one, many, unsure = factors.scores()
+    torch.testing.assert_close(one, torch.tensor([logits[0, 0].sigmoid(), 0.0, 0.0]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(many, logits[1].sigmoid())
+    expected = logits[2].sigmoid() * torch.tensor([1.0, 0.5, 0.5])
+    torch.testing.assert_close(unsure, expected)
+    assert replace(factors, logits=logits[:, :0]).scores().shape == (3, 0)

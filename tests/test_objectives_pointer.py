@@ -13,7 +13,13 @@ from torch import Tensor
 
 from vlm_occ.heads.factors import Factors
 from vlm_occ.models.batch import Batch, GroundingOutput
-from vlm_occ.objectives_pointer import factor_losses, pointer_losses, pointer_terms, scene_truth
+from vlm_occ.objectives_pointer import (
+    factor_losses,
+    pointer_losses,
+    pointer_terms,
+    scene_truth,
+    several_loss,
+)
 from vlm_occ.types import UNARY, GroundingQuery, QueryPart, SceneLabels
 
 
@@ -253,3 +259,11 @@ def test_sentences_without_parts_and_scenes_without_tokens_cost_nothing_and_have
     scores = replace(result.scores[0], logits=empty, unary=torch.zeros(3, 2, 8, 0))
     losses = factor_losses(scores, torch.tensor([-1, -1, -1]), TOLD, truth)
     assert not any(losses) and losses[0].requires_grad
+
+
+def test_whether_a_sentence_means_several_is_learned_from_those_that_mean_any() -> None:
+    scores = random_scores(torch.zeros(3, 5))
+    queries = [replace(TOLD[0], targets=found) for found in ((0,), (), (1, 2))]
+    expected = (entropy(float(scores.several[0]), 0.0) + entropy(float(scores.several[2]), 1.0)) / 2
+    assert float(several_loss(scores, queries)) == pytest.approx(expected, rel=1e-4)
+    assert float(several_loss(scores, queries[1:2])) == 0

@@ -112,7 +112,11 @@ def test_fields_of_the_command_line_replace_those_of_the_file() -> None:
         ("data.folders", "x", r"unknown field --data\.folders; the config has .*folder"),
         ("steps.more", "3", "'steps' is not a section"),
         ("steps", "many", "steps = 'many', expected int"),
-        ("stage", "all", "stage = 'all', expected one of 'perception', 'language', 'grounding', 'joint'"),
+        (
+            "stage",
+            "all",
+            "stage = 'all', expected one of 'perception', 'pointer', 'language', 'grounding', 'joint'",
+        ),
     ],
 )
 def test_a_wrong_field_is_an_error_that_names_the_right_ones(field: str, value: str, message: str) -> None:

@@ -108,7 +108,7 @@ def part_truth(match: Tensor, queries: Sequence[GroundingQuery], truth: SceneTru
 
 
 def several_loss(scores: Factors, queries: Sequence[GroundingQuery]) -> Tensor:
-    """Cross-entropy of whether a sentence means one object or several, over those of a scene that mean any."""
+    """Cross-entropy of whether a sentence means one object or several, a mean over those that mean any."""
     rows = [row for row, query in enumerate(queries) if query.targets]
     if not rows:
         return scores.several.sum() * 0
