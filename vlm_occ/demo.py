@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from vlm_occ.models.baselines import Baseline
 
 NUM_QUERIES = 6
-CORRECT_IOU = 0.5
-"""An answer counts as correct from this voxel IoU on (Talk2Occ's Acc@0.5); "none" is correct for none."""
+RIGHT, CLOSE = 0.25, 0.5
+"""Voxel IoU above which an answer means the right objects, and above which it marks them closely: Talk2Occ's
+Acc@0.25 and Acc@0.5. "None" has an IoU of 1 where nothing is meant."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,6 @@ class Row:
 
     result: GroundingResult
     iou: float
-
-    @property
-    def correct(self) -> bool:
-        """Whether the answer's voxels are those meant."""
-        return self.iou >= CORRECT_IOU
 
 
 def choose_queries(queries: Sequence[GroundingQuery], count: int = NUM_QUERIES) -> list[GroundingQuery]:
@@ -87,23 +83,31 @@ def place_of(x: float, y: float) -> str:
 
 def format_table(rows: Sequence[Row]) -> str:
     """The table of `vlm-occ demo`."""
-    header = ("#", "query", "answer", "objects", "where", "score", "IoU", "correct")
+    header = ("#", "query", "answer", "objects", "where", "score", "IoU", "verdict")
     lines: list[tuple[str, ...]] = [header]
     for number, row in enumerate(rows, start=1):
         objects = row.result.objects
         where = place_of(*objects[0].box[:2].tolist()) if objects else "-"
         score = f"{objects[0].score:.2f}" if objects else "-"
         cells = (str(number), _cut(row.result.query, 60), _cut(row.result.text, 44), str(len(objects)))
-        lines.append((*cells, where, score, f"{row.iou:.2f}", "yes" if row.correct else "no"))
+        lines.append((*cells, where, score, f"{row.iou:.2f}", _verdict(row.iou)))
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     text = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     ]
     text.insert(1, "  ".join("-" * width for width in widths))
-    hits = sum(row.correct for row in rows)
-    text.append(f"{hits} of {len(rows)} answers reach a voxel IoU of {CORRECT_IOU:g} with the scene's truth.")
+    right, close = (sum(row.iou > least for row in rows) for least in (RIGHT, CLOSE))
+    text.append(
+        f"{right} of {len(rows)} answers are right (voxel IoU with the scene's truth above {RIGHT:g}), "
+        f"{close} of them above {CLOSE:g}."
+    )
     return "\n".join(text)
+
+
+def _verdict(iou: float) -> str:
+    """An IoU in words."""
+    return "wrong" if iou <= RIGHT else "right" if iou <= CLOSE else "right, close"
 
 
 def _cut(text: str, limit: int) -> str:
