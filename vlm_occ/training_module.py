@@ -113,7 +113,7 @@ class TrainingModule(Trainee[VLMOcc]):
 
     @torch.no_grad()
     def _trunk_tokens(self, item: LabelledScene) -> PerceptionOutput:
-        """The trunk's tokens of a scene as it is without augmentation, kept at the first sight."""
+        """The trunk's tokens of a scene, kept at the first sight where scenes are not augmented."""
         name, keeps = item.scene.name, not self.config.data.augment
         seen = self.cache.get(name) if keeps else None
         if seen is None:
@@ -152,7 +152,7 @@ class TrainingModule(Trainee[VLMOcc]):
             label_tokens(s.labels, self.model.config.perception, bits, device=self.model.device)
             for s in scenes
         ]
-        output = replace(made[0], tokens=tuple(item.tokens[0] for item in made))
+        output = joined(made)
         states = words and (
             words.find(name, False, scenes[0].queries) or words.keep(batch, output, name, False)
         )
