@@ -7,17 +7,19 @@ from pathlib import Path
 import pytest
 
 from vlm_occ.config import TrainConfig, read_yaml
+from vlm_occ.cut3r_training import Cut3rTrainConfig
 from vlm_occ.paper_train import PaperTrainConfig
-from vlm_occ.run_config import check_config, names_system
+from vlm_occ.run_config import check_config, trains
 
 FOLDER = Path(__file__).parents[1] / "configs"
-RUNS = sorted(path for path in FOLDER.glob("*.yaml") if "\nstage:" in path.read_text())
-OURS = [path for path in RUNS if not names_system(str(path))]
+KINDS = {"model": TrainConfig, "system": PaperTrainConfig, "network": Cut3rTrainConfig}
+RUNS = sorted(FOLDER.glob("*.yaml"))
+OURS = [path for path in RUNS if trains(path) == "model"]
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_a_config_is_read_and_passes_the_checks_of_a_run(path: Path) -> None:
-    config = read_yaml(TrainConfig if path in OURS else PaperTrainConfig, path)
+    config = read_yaml(KINDS[trains(path)], path)
     check_config(config)
     assert config.out.startswith("runs/")
 

@@ -13,7 +13,15 @@ from small_scenes import small_scene
 from tiny_models import save_tiny_llava
 from tiny_spatial import scene_of_grid, tiny, video
 
-from vlm_occ.cut3r_training import Cut3rRun, clip_of, patch_points, pose_errors, train_cut3r, turn_between
+from vlm_occ.config import DataConfig
+from vlm_occ.cut3r_training import (
+    Cut3rTrainConfig,
+    clip_of,
+    patch_points,
+    pose_errors,
+    train_cut3r,
+    turn_between,
+)
 from vlm_occ.encoders.cut3r import Cut3r, Cut3rConfig
 from vlm_occ.encoders.cut3r_frames import camera_tokens, prepare_frames
 from vlm_occ.encoders.cut3r_weights import load_cut3r, read_settings, save_cut3r
@@ -25,6 +33,7 @@ from vlm_occ.models.batch import video_frames
 from vlm_occ.types import LabelledScene, SceneDepth
 
 TINY = Cut3rConfig(32, 1, 2, 24, 2, decoder_heads=3, state_heads=2, state_size=9, memory_size=5)
+DRIVES = DataConfig(num_frames=2, queries=0, augment=False)
 DATA = Path(os.environ.get("VLM_OCC_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
@@ -154,7 +163,7 @@ def test_points_of_patches_project_into_the_middles_of_their_patches() -> None:
 
 def test_a_clip_is_told_in_the_axes_of_its_first_camera() -> None:
     item = posed_item()
-    run = Cut3rRun(long_edge=64, num_frames=2, model=TINY)
+    run = Cut3rTrainConfig(long_edge=64, network=TINY, data=DRIVES)
     clip = clip_of(item, run)
     frames = video_frames(item.scene, 2)
     torch.testing.assert_close(clip.first_from_camera[0], torch.eye(4), atol=1e-5, rtol=0)
@@ -196,18 +205,20 @@ def test_the_best_spread_of_points_is_their_error() -> None:
 
 def test_a_small_cut3r_learns_the_poses_of_one_drive(tmp_path: Path) -> None:
     item = posed_item()
-    run = Cut3rRun(
-        out=str(tmp_path),
-        model=TINY,
+    run = Cut3rTrainConfig(
+        out=str(tmp_path / "run"),
+        network=TINY,
         long_edge=64,
-        num_frames=2,
+        data=DRIVES,
         steps=40,
-        rate=3e-3,
+        head_rate=3e-3,
         warmup=5,
+        clip=1.0,
         save_every=30,
+        tracker="none",
     )
     path = train_cut3r(run, source=[item])
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(40))
     assert lines[-1]["total"] < 0.5 * lines[0]["total"]
     errors = pose_errors(load_cut3r(path, config=read_settings(path).config), [item], run)

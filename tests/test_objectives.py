@@ -12,6 +12,8 @@ from made_outputs import GRID, entropy, grounding, labels, output
 from torch import Tensor
 from torch.nn import functional
 
+from vlm_occ.encoders.refine import CHANNELS, Refinement
+from vlm_occ.losses.refine import refine_loss
 from vlm_occ.models.batch import ReferredObject
 from vlm_occ.models.perception import PerceptionOutput
 from vlm_occ.objectives import (
@@ -21,6 +23,7 @@ from vlm_occ.objectives import (
     object_terms,
     occupancy_terms,
     perception_terms,
+    refine_terms,
     seen_objects,
     weighted_sum,
 )
@@ -31,7 +34,6 @@ from vlm_occ.voxels import voxels_in_box
 def learning(result: PerceptionOutput) -> PerceptionOutput:
     """The same with gradients for boxes and motion."""
     result.regression.requires_grad_()
-    result.tokens[0].moving_logits.requires_grad_()
     return result
 
 
@@ -117,12 +119,7 @@ def test_an_unknown_velocity_costs_nothing_and_teaches_nothing() -> None:
     total, _ = weighted_sum(terms, dict.fromkeys(terms, 1.0))
     total.backward()
     assert torch.isfinite(total)
-    assert all(
-        torch.isfinite(cast(Tensor, t.grad)).all()
-        for t in (result.regression, result.tokens[0].moving_logits)
-    )
-    moving = cast(Tensor, result.tokens[0].moving_logits.grad)
-    assert moving.tolist().count(0.0) == 3  # the unknown object's and the two that are no object's
+    assert torch.isfinite(cast(Tensor, result.regression.grad)).all()
     again = learning(output([item]))
     weighted_sum(perception_terms(again, [item], GRID), dict.fromkeys(terms, 1.0))[0].backward()
     same, other = cast(Tensor, result.regression.grad), cast(Tensor, again.regression.grad)
@@ -136,14 +133,23 @@ def test_attributes_are_learned_from_the_candidate_that_stands_for_an_object() -
     order = [2, 1, 0]  # candidates stand in reverse order
     label = [functional.cross_entropy(tokens.class_logits[order[m]], item.classes[m]) for m in range(3)]
     colour = [functional.cross_entropy(tokens.colour_logits[order[m]], item.colours[m]) for m in (0, 2)]
-    moving = [
-        entropy(float(tokens.moving_logits[order[m]]), float(item.velocities[m].norm() > 0.5))
-        for m in range(3)
-    ]
     terms = attribute_terms(result, [item])
     assert float(terms["label"].total) == pytest.approx(float(sum(label)) / 3, rel=1e-4)
     assert float(terms["colour"].total) == pytest.approx(float(sum(colour)) / 2, rel=1e-4)
-    assert float(terms["moving"].total) == pytest.approx(sum(moving) / 3, rel=1e-4)
+
+
+def test_every_look_at_an_object_s_candidate_is_judged() -> None:
+    item = labels(4)
+    result = output([item])
+    boxes = result.tokens[0].candidates.box
+    looks = tuple(Refinement(boxes, torch.randn(len(boxes), CHANNELS)) for _ in range(2))
+    result = replace(result, tokens=(replace(result.tokens[0], looks=looks),))
+    order = torch.tensor([2, 1, 0])  # candidates stand in reverse order
+    truth = (item.boxes, item.velocities, item.classes, item.seen)
+    expected = [refine_loss(look.raw[order], look.boxes[order], *truth).mean() for look in looks]
+    found = refine_terms(result, [item])["refine"].total
+    torch.testing.assert_close(found, sum(expected) / 2)  # type: ignore[arg-type]
+    assert refine_terms(output([item]), [item])["refine"].total == 0
 
 
 def test_objects_that_no_sensor_saw_are_not_asked_for() -> None:

@@ -16,7 +16,7 @@ from vlm_occ.geometry import invert_rigid, project, rigid, rotation_z
 from vlm_occ.heads.layout import BirdsEyeEstimate
 from vlm_occ.heads.situation import orientation_bins
 from vlm_occ.models.adapter import VLMOcc
-from vlm_occ.models.batch import make_batch, video_frames
+from vlm_occ.models.batch import GroundingOutput, make_batch, video_frames
 from vlm_occ.models.spatial import WHERE, SpatialOutput, scene_frame, situation_text
 from vlm_occ.models.spatial_batch import depth_of, lidar_depth, make_spatial_batch, scene_layout_targets
 from vlm_occ.objectives import grounding_terms
@@ -43,9 +43,13 @@ def model(bases: dict[str, Path]) -> VLMOcc:
     return tiny(bases["llava"])
 
 
-def outputs(model: VLMOcc, item: LabelledScene) -> SpatialOutput:
+def grounded(model: VLMOcc, item: LabelledScene) -> GroundingOutput:
     with torch.no_grad():
-        output = model(make_spatial_batch([item], model.config)).spatial
+        return model(make_spatial_batch([item], model.config))
+
+
+def outputs(model: VLMOcc, item: LabelledScene) -> SpatialOutput:
+    output = grounded(model, item).spatial
     assert output is not None
     return output
 
@@ -245,7 +249,9 @@ def test_true_situations_are_told_in_the_first_view_s_frame(model: VLMOcc, item:
 def test_an_oracle_has_the_losses_of_its_own_certainty(model: VLMOcc, item: LabelledScene) -> None:
     item = replace(item, depth=wall_depth(item, 6.0))
     batch = make_spatial_batch([item], model.config)
-    output = outputs(model, item)
+    made = grounded(model, item)
+    output = made.spatial
+    assert output is not None
     where, facing, _ = situation_truth(batch, 0)
     bins = orientation_bins(36)
     sharp = (
@@ -263,7 +269,7 @@ def test_an_oracle_has_the_losses_of_its_own_certainty(model: VLMOcc, item: Labe
         orientation=(sharp,),
         layout=(BirdsEyeEstimate(targets.position, torch.full_like(targets.position, math.log(0.01))),),
     )
-    terms = spatial_terms(model, oracle, batch)
+    terms = spatial_terms(model, replace(made, spatial=oracle), batch, [item.labels])
     assert set(terms) == set(SPATIAL_WEIGHTS)
     assert terms["position"].total.item() == pytest.approx(math.log(0.01), abs=1e-4)
     assert terms["layout"].total.item() == pytest.approx(math.log(0.01), abs=1e-4)
@@ -274,7 +280,7 @@ def test_the_answer_s_words_are_counted_as_a_plain_forward_counts_them(
     model: VLMOcc, item: LabelledScene
 ) -> None:
     batch = make_spatial_batch([item], model.config)
-    found = spatial_terms(model, outputs(model, item), batch)["answer"].total.item()
+    found = spatial_terms(model, grounded(model, item), batch, [item.labels])["answer"].total.item()
     state = model.encode(item.scene)
     ids, _, _ = model.backbone.situation_ids(QUESTION.situation, QUESTION.question, "2")
     start = len(model.backbone.situation_ids(QUESTION.situation, QUESTION.question)[0])
@@ -285,7 +291,8 @@ def test_the_answer_s_words_are_counted_as_a_plain_forward_counts_them(
 
 
 def test_the_weights_are_those_of_the_paper() -> None:
-    assert SPATIAL_WEIGHTS == {"layout": 0.05, "position": 0.075, "orientation": 0.2625, "answer": 1.0}
+    paper = {"layout": 0.05, "position": 0.075, "orientation": 0.2625, "answer": 1.0}
+    assert {**paper, "told": 1.0, "named": 1.0} == SPATIAL_WEIGHTS  # the last two are ours
 
 
 def test_one_step_teaches_every_spatial_head(bases: dict[str, Path], item: LabelledScene) -> None:
@@ -294,7 +301,7 @@ def test_one_step_teaches_every_spatial_head(bases: dict[str, Path], item: Label
     batch = make_spatial_batch([item], model.config)
     output = model(batch)
     assert output.spatial is not None
-    terms = spatial_terms(model, output.spatial, batch)
+    terms = spatial_terms(model, output, batch, [item.labels])
     terms |= grounding_terms(model, output, batch, [item.labels])
     torch.stack([t.total for t in terms.values()]).sum().backward()
     for part in ("spatial.layout", "spatial.position", "spatial.orientation", "backbone"):
@@ -309,7 +316,7 @@ def test_a_scene_without_pictures_or_turns_costs_nothing(model: VLMOcc, item: La
     )
     blind = replace(item, scene=replace(item.scene, rig=rig, frames=frames), situations=(), questions=())
     batch = make_spatial_batch([blind], model.config)
-    terms = spatial_terms(model, outputs(model, blind), batch)
+    terms = spatial_terms(model, grounded(model, blind), batch, [blind.labels])
     assert all(t.total.item() == 0 for t in terms.values())
     state = model.encode(blind.scene)
     assert state.layout is None
@@ -321,6 +328,8 @@ def test_a_plain_video_is_located_and_asked_about_but_not_grounded(
     source: str, bases: dict[str, Path]
 ) -> None:
     model = tiny(bases["llava"], pose_source=source)
+    assert model.spatial is not None
+    torch.nn.init.normal_(model.spatial.position.layers[-1].weight)  # it starts without effect
     state = model.encode(video())
     place = model.locate(state, "I am standing in the room")
     assert torch.isfinite(place.position).all() and torch.isfinite(place.position_std).all()

@@ -67,7 +67,7 @@ def test_a_joint_run_learns_its_scenes(learned: TrainConfig) -> None:
 
     # The total may rise: once a candidate matches an object, its mask, its box and the pointer count too.
     assert fall("occupancy") < 0.55 and fall("occupancy_dice") < 0.5 and fall("coarse") < 0.85
-    assert fall("heatmap") < 0.75 and fall("regression") < 0.6 and fall("semantic") < 0.7
+    assert fall("heatmap") < 0.75 and fall("regression") < 0.65 and fall("semantic") < 0.7
 
 
 def candidates_as_objects(config: TrainConfig, item: LabelledScene) -> LabelledScene:
@@ -267,7 +267,7 @@ def test_a_pointer_run_looks_once_at_a_scene_and_learns_which_token_each_sentenc
     lines = log_of(config)
     assert lines[-1]["ranking"] < 0.1 * lines[0]["ranking"]
     assert "token_state.feature.weight" in changed and len(calls) == 1
-    ours = (*POINTS[:-1], *(DESCRIBES_TOKENS if rate else ()))  # at rate 0 the whole trunk is frozen
+    ours = (*POINTS[:3], *(DESCRIBES_TOKENS if rate else ()))  # at rate 0 the whole trunk is frozen
     assert all(any(name.startswith(part) for name in changed) for part in ours)
     assert not [name for name in changed if not name.startswith(ours)]
 
@@ -276,8 +276,8 @@ def test_only_ours_is_trained_and_the_base_model_stays_frozen(tiny: Path, tmp_pa
     config = tiny_config(tiny, tmp_path)
     model = initial_model(config)
     groups = trainable(model, config)
-    rates = [config.perception_rate, config.pointer_rate, config.head_rate, config.input_rate]
-    rates.append(config.lora_rate)
+    rates = [config.perception_rate] * 2  # the trunk, and what refines its boxes
+    rates += [config.pointer_rate, config.head_rate, config.input_rate, config.lora_rate]
     assert [group["base"] for group in groups] == rates
     trained = {id(parameter) for group in groups for parameter in group["params"]}
     for name, parameter in model.named_parameters():

@@ -51,6 +51,7 @@ class SpatialConfig:
 
     scale: float = 10.0  # metres, about the spread of positions; a head's unit
     bins: int = 36  # of the orientation
+    hidden: int | None = None  # width within the position and orientation heads; None: the language model's
 
 
 @dataclass(frozen=True)
@@ -165,12 +166,16 @@ class DataConfig:
     workers: int = 0
 
 
+TRUNK_STAGES = ("perception", "refine")
+"""Stages that train the trunk alone: all of it, or what refines its boxes."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """One run."""
 
     out: str = "runs/nano"
-    stage: Literal["perception", "pointer", "language", "grounding", "joint"] = "joint"
+    stage: Literal["perception", "refine", "pointer", "language", "grounding", "joint"] = "joint"
     init: str | None = None  # checkpoint whose weights the run starts from
     trunk: str | None = None  # checkpoint whose trunk replaces that of `init` (or of a fresh model)
     model: ModelConfig = field(default_factory=ModelConfig)

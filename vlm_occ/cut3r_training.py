@@ -6,17 +6,17 @@ what VLM-Occ feeds: all cameras of each frame in turn, oldest frame first, world
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlm_occ.config import read_yaml
-from vlm_occ.data.store import SimulatedScenes, permutation
+from vlm_occ.config import DataConfig, TrainConfig
+from vlm_occ.data.store import SimulatedScenes
 from vlm_occ.encoders.cut3r import Cut3r, Cut3rConfig
 from vlm_occ.encoders.cut3r_frames import prepare_frames
 from vlm_occ.encoders.cut3r_points import Cut3rTrainer
@@ -25,15 +25,23 @@ from vlm_occ.geometry import invert_rigid, quaternion_to_rotation
 from vlm_occ.losses.camera import point_loss, pose_loss
 from vlm_occ.losses.occupancy import Term
 from vlm_occ.models.batch import VideoFrames, video_frames
+from vlm_occ.objectives import weighted_sum
+from vlm_occ.run_config import check_config
+from vlm_occ.run_scenes import Scenes
+from vlm_occ.run_state import TrainingState, Weight
+from vlm_occ.train import run_training
+from vlm_occ.trainee import Trainee
 from vlm_occ.types import LabelledScene
+
+FILE = "cut3r.safetensors"
+"""Name of the finished weights in a run's `final`."""
 
 
 @dataclass(frozen=True)
-class Cut3rRun:
-    """One training run of a small CUT3R."""
+class Cut3rTrainConfig(TrainConfig):
+    """One run of a small CUT3R at rate `head_rate`; what only VLM-Occ has (`model`, `stage`) does nothing."""
 
-    out: str = "runs/cut3r_small"
-    model: Cut3rConfig = field(
+    network: Cut3rConfig = field(
         default_factory=lambda: Cut3rConfig(
             encoder_width=192,
             encoder_depth=6,
@@ -47,18 +55,7 @@ class Cut3rRun:
         )
     )
     long_edge: int = 224  # pixels of a frame's longer side
-    scenes: int = 4000
-    keep: str | None = None  # folder of simulated scenes, as data.keep of a training run
-    num_frames: int = 4
-    balanced: bool = True
-    seed: int = 0
-    steps: int = 20000
-    rate: float = 3e-4
-    warmup: int = 500
-    clip: float = 1.0
-    log_every: int = 50
-    save_every: int = 1000
-    device: str = "cpu"
+    data: DataConfig = field(default_factory=lambda: DataConfig(num_frames=4, queries=0, augment=False))
 
 
 @dataclass(frozen=True)
@@ -71,10 +68,10 @@ class Clip:
     valid: Tensor  # bool [T, N]
 
 
-def clip_of(item: LabelledScene, run: Cut3rRun) -> Clip:
+def clip_of(item: LabelledScene, run: Cut3rTrainConfig) -> Clip:
     """The clip of a scene with depth: all its pictures."""
     assert item.depth is not None
-    frames = video_frames(item.scene, run.num_frames)
+    frames = video_frames(item.scene, run.data.num_frames)
     images = prepare_frames(frames.images, recipe="cut3r", long_edge=run.long_edge)
     first_from_camera = invert_rigid(frames.ego_from_camera[0].double()) @ frames.ego_from_camera.double()
     grid = (images.shape[-2] // 16, images.shape[-1] // 16)
@@ -117,67 +114,75 @@ def clip_terms(trainer: Cut3rTrainer, clips: Sequence[Clip]) -> dict[str, Term]:
     return {**terms, "points": point_loss(found, spread, points, valid)}
 
 
-def run_scenes(run: Cut3rRun) -> SimulatedScenes:
+class Cut3rTraining(Trainee[Cut3rTrainer]):
+    """A small CUT3R in training."""
+
+    def __init__(self, model: Cut3rTrainer, config: Cut3rTrainConfig) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+
+    def forward(self, scenes: Sequence[LabelledScene]) -> tuple[Tensor, dict[str, float]]:
+        """The mean loss over the scenes' clips and its terms."""
+        terms = clip_terms(self.model, [clip_of(item, self.config) for item in scenes])
+        total, log = weighted_sum(terms, dict.fromkeys(terms, 1.0))
+        return total + self.touch(), log
+
+    def weight_names(self) -> dict[str, Weight]:
+        """The trainer's own names: CUT3R's and the point head's."""
+        return {name: Weight(name, value.shape) for name, value in self.model.state_dict().items()}
+
+    def load(self, state: TrainingState, *, where: str) -> None:
+        """Put the weights of a state into the model."""
+        self.model.load_state_dict(state.weights)
+
+    def groups(self) -> list[dict[str, Any]]:
+        """One group: everything is trained."""
+        rate = self.config.head_rate
+        return [{"params": list(self.model.parameters()), "lr": rate, "base": rate}]
+
+    def recompute(self) -> None:
+        """Refused: a small model's activations are small."""
+        raise ValueError("a small CUT3R needs no checkpointing; set checkpointing: false")
+
+    def finish(self, weights: dict[str, Tensor] | None, folder: Path | None) -> Cut3rTrainer:
+        """The finished model; `folder` gets CUT3R without the point head."""
+        if weights is not None:
+            self.model.load_state_dict(weights)
+        if folder is not None:
+            save_cut3r(self.model.model, folder / FILE, recipe="cut3r", long_edge=self.config.long_edge)
+        return self.model
+
+
+def open_drives(config: Cut3rTrainConfig) -> SimulatedScenes:
     """The drives of a run, with pictures and depth of every frame."""
+    data = config.data
+    each = config.scenes_per_step * config.accumulation * int(os.environ.get("WORLD_SIZE", "1"))
     return SimulatedScenes(
         "train",
-        run.scenes,
-        num_frames=run.num_frames,
-        camera_frames=run.num_frames,
+        data.scenes or config.steps * each,
+        num_frames=data.num_frames,
+        camera_frames=data.num_frames,
         num_queries=0,
         views=True,
-        balanced=run.balanced,
-        folder=Path(run.keep) if run.keep else None,
+        balanced=data.balanced,
+        folder=Path(data.keep) if data.keep else None,
+        first=data.first_scene,
     )
 
 
-def scene_order(count: int, run: Cut3rRun) -> Iterator[int]:
-    """Scenes of each step, an order of its own for each epoch."""
-    for step in range(run.steps):
-        epoch, place = divmod(step, count)
-        yield int(permutation(count, run.seed, epoch)[place])
-
-
-def train_cut3r(run: Cut3rRun, *, source: Sequence[LabelledScene] | SimulatedScenes | None = None) -> Path:
-    """Train and write `run.out`/cut3r.safetensors; each step's terms go to log.jsonl. The file's path."""
-    source = run_scenes(run) if source is None else source
-    torch.manual_seed(run.seed)
-    trainer = Cut3rTrainer(Cut3r(run.model)).to(run.device)
-    optimizer = torch.optim.AdamW(trainer.parameters(), lr=run.rate, weight_decay=0.01, betas=(0.9, 0.95))
-    out = Path(run.out)
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "cut3r.safetensors"
-    with (out / "log.jsonl").open("w") as log:
-        for step, index in enumerate(scene_order(len(source), run)):
-            for group in optimizer.param_groups:
-                group["lr"] = run.rate * rate_factor(step, run)
-            terms = clip_terms(trainer, [clip_of(source[index], run)])
-            total = torch.stack([item.total / item.count for item in terms.values()]).sum()
-            total.backward()
-            norm = torch.nn.utils.clip_grad_norm_(trainer.parameters(), run.clip)
-            if not math.isfinite(float(norm)):
-                raise FloatingPointError(f"gradient norm {float(norm)} at step {step}; lower the rate")
-            optimizer.step()
-            optimizer.zero_grad()
-            values = {name: (item.total / item.count).item() for name, item in terms.items()}
-            log.write(json.dumps({"step": step, **values, "total": total.item()}) + "\n")
-            if step % run.log_every == 0:
-                log.flush()
-            if (step + 1) % run.save_every == 0:
-                save_cut3r(trainer.model, path, recipe="cut3r", long_edge=run.long_edge)
-    return save_cut3r(trainer.model, path, recipe="cut3r", long_edge=run.long_edge)
-
-
-def rate_factor(step: int, run: Cut3rRun) -> float:
-    """Linear warm-up, then a cosine to zero."""
-    if step < run.warmup:
-        return (step + 1) / run.warmup
-    progress = (step - run.warmup) / max(run.steps - run.warmup, 1)
-    return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+def train_cut3r(config: Cut3rTrainConfig, *, source: Scenes | None = None) -> Path:
+    """Run or resume training; the path of the finished weights, `config.out`/final/cut3r.safetensors."""
+    check_config(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        trainer = Cut3rTrainer(Cut3r(config.network))
+    source = source if source is not None else open_drives(config)
+    run_training(Cut3rTraining(trainer, config), config, source)
+    return Path(config.out) / "final" / FILE
 
 
 @torch.no_grad()
-def pose_errors(model: Cut3r, source: Sequence[LabelledScene], run: Cut3rRun) -> dict[str, float]:
+def pose_errors(model: Cut3r, source: Sequence[LabelledScene], run: Cut3rTrainConfig) -> dict[str, float]:
     """Median errors of the poses of every view but the first: metres, degrees, and those of a camera at rest
     at the first view, which knows nothing.
     """
@@ -203,8 +208,3 @@ def turn_between(a: Tensor, b: Tensor) -> Tensor:
     """Angles [...] in degrees between rotations [..., 3, 3]."""
     cosine = ((a.mT @ b).diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
     return torch.rad2deg(cosine.clamp(-1, 1).acos())
-
-
-def train_cut3r_command(config: str) -> None:
-    """`scripts/train_cut3r.py CONFIG.yaml`."""
-    print(train_cut3r(read_yaml(Cut3rRun, config)))

@@ -218,3 +218,10 @@ def box_iou_3d(a: Tensor, b: Tensor) -> Tensor:
     intersection = area * (top - bottom).clamp(min=0)
     union = a64[:, 3:6].prod(-1) + b64[:, 3:6].prod(-1) - intersection
     return (intersection / union.clamp(min=1e-12)).to(a.dtype)
+
+
+def from_box_axes(vectors: Tensor, yaw: Tensor) -> Tensor:
+    """Vectors [N, ..., 2] along and left of boxes with headings [N], in ego axes."""
+    cos, sin = (f(yaw).reshape(-1, *[1] * (vectors.ndim - 2)) for f in (torch.cos, torch.sin))
+    x, y = vectors.unbind(-1)
+    return torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1)

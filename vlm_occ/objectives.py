@@ -14,6 +14,7 @@ from vlm_occ.losses.box import box_l1, centre_cells, draw_heatmap
 from vlm_occ.losses.language import next_token_cross_entropy
 from vlm_occ.losses.matching import match_boxes
 from vlm_occ.losses.occupancy import Term, dice, heatmap_focal, term
+from vlm_occ.losses.refine import refine_loss
 from vlm_occ.objectives_pointer import pointer_terms
 from vlm_occ.types import FREE, SceneLabels, VoxelGrid
 from vlm_occ.voxels import coarsen, voxel_indices_in_box, voxels_in_box
@@ -34,7 +35,7 @@ PERCEPTION_WEIGHTS = {
     "regression": 1.0,
     "label": 0.5,
     "colour": 0.5,
-    "moving": 0.2,
+    "refine": 1.0,
 }
 """Weight of each perception term in the total loss."""
 
@@ -61,11 +62,12 @@ def seen_objects(labels: SceneLabels) -> Tensor:
 def perception_terms(
     output: PerceptionOutput, labels: Sequence[SceneLabels], grid: VoxelGrid
 ) -> dict[str, Term]:
-    """The trunk's terms: occupancy, semantics, centres, boxes, class, colour and motion of candidates."""
+    """The trunk's terms: occupancy, semantics, centres, boxes, candidates' class, colour and refinement."""
     terms = occupancy_terms(output, labels)
     terms.update(object_occupancy_terms(output, labels, grid))
     terms.update(centre_terms(output, labels, grid))
     terms.update(attribute_terms(output, labels))
+    terms.update(refine_terms(output, labels))
     return terms
 
 
@@ -148,27 +150,35 @@ def centre_terms(output: PerceptionOutput, labels: Sequence[SceneLabels], grid: 
 
 
 def attribute_terms(output: PerceptionOutput, labels: Sequence[SceneLabels]) -> dict[str, Term]:
-    """Class, colour (where one is named) and motion of the candidates that match an object."""
-    values: dict[str, list[Tensor]] = {"label": [], "colour": [], "moving": []}
+    """Class and colour (where one is named) of the candidates that match an object."""
+    values: dict[str, list[Tensor]] = {"label": [], "colour": []}
     for tokens, item in zip(output.tokens, labels, strict=True):
         rows = seen_objects(item)
         match = match_boxes(tokens.candidates.box, item.boxes[rows])
         rows, match = rows[match >= 0], match[match >= 0]
         colours = item.colours[rows]
-        speeds = item.velocities[rows].norm(dim=-1)
-        known = ~speeds.isnan()
         label = functional.cross_entropy(tokens.class_logits[match], item.classes[rows], reduction="sum")
         colour = functional.cross_entropy(
             tokens.colour_logits[match], colours, reduction="sum", ignore_index=-1
         )
-        motion = functional.binary_cross_entropy_with_logits(
-            tokens.moving_logits[match[known]], (speeds[known] > 0.5).float(), reduction="sum"
-        )
         count = max(len(rows), 1)
         values["label"].append(label / count)
         values["colour"].append(colour / (colours >= 0).sum().clamp(min=1))
-        values["moving"].append(motion / count)
     return _terms(values)
+
+
+def refine_terms(output: PerceptionOutput, labels: Sequence[SceneLabels]) -> dict[str, Term]:
+    """What each look at the candidates should have said of the objects that they stand for: their mean."""
+    scenes = []
+    for tokens, item in zip(output.tokens, labels, strict=True):
+        match = match_boxes(tokens.candidates.box, item.boxes)
+        rows, match = (match >= 0).nonzero()[:, 0], match[match >= 0]
+        losses = [output.heatmap_logits.sum() * 0]
+        for look in tokens.looks if len(rows) else ():
+            truth = (item.boxes[rows], item.velocities[rows], item.classes[rows], item.seen[rows])
+            losses.append(refine_loss(look.raw[match], look.boxes[match], *truth).mean())
+        scenes.append(_mean(losses))
+    return {"refine": term(torch.stack(scenes))}
 
 
 def _mean(losses: Sequence[Tensor]) -> Tensor:

@@ -15,13 +15,16 @@ from vlm_occ.run_state import remove_leftovers, whole_text
 Run = TypeVar("Run", bound=TrainConfig)
 
 
-def names_system(path: str | Path) -> bool:
-    """Whether a config file describes one of the paper's systems; files that can't be read do not."""
+def trains(path: str | Path) -> str:
+    """What a config file trains, by the section that it has: "system" (one of the paper's) or "network" (a
+    CUT3R), else "model" (VLM-Occ; also where the file can't be read).
+    """
     try:
         values = yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
-        return False
-    return isinstance(values, dict) and "system" in values
+        return "model"
+    found = [name for name in ("system", "network") if isinstance(values, dict) and name in values]
+    return found[0] if found else "model"
 
 
 def check_config(config: TrainConfig) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlm_occ.config import TrainConfig
+from vlm_occ.config import TRUNK_STAGES, TrainConfig
 from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.models.checkpoint import (
     find_checkpoint,
@@ -20,8 +20,8 @@ from vlm_occ.models.widen import widened
 
 UNUSED_BY_LANGUAGE = ("pose.", "joint.", "mask.", "box.", "spatial.layout.", "spatial.vision_norm.")
 """Modules that stage "language" does not run: it sees no picture and decodes no object."""
-POINTS = ("token_state.", "word_encoder.", "factors.", "pointer.")
-"""Modules of the pointer. Stage "pointer" trains all but the last, which reads the language model only."""
+POINTS = ("token_state.", "word_encoder.", "factors.", "spatial.reader.", "pointer.")
+"""Modules of the pointer. Stage "pointer" trains all but `pointer.`, which reads the language model only."""
 DESCRIBES_TOKENS = ("perception.tokens.", "perception.attributes.")
 """Modules of the trunk that stage "pointer" trains, as they are all that is run anew for a kept scene."""
 FROZEN_TRUNK = ("pointer", "language", "grounding")
@@ -51,18 +51,18 @@ def load_trunk(model: VLMOcc, name: str) -> None:
 
 def trainable(model: VLMOcc, config: TrainConfig) -> list[dict[str, Any]]:
     """Parameter groups of the stage's trained weights; everything else is frozen, and what has rate 0."""
-    names = ("perception", "pointer", "head", "input", "lora")
+    names = ("perception", "refiner", "pointer", "head", "input", "lora")
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in names}
     for name, parameter in model.named_parameters():
         if name.startswith("perception.image_network."):
             parameter.requires_grad_(False)
         elif name.startswith("perception."):
-            described = config.stage == "pointer" and name.startswith(DESCRIBES_TOKENS)
-            parameter.requires_grad_(described or config.stage not in FROZEN_TRUNK)
-            groups["perception"].append(parameter)
+            parameter.requires_grad_(_trunk_trains(name, config.stage))
+            # A refiner that is shown poor boxes has large gradients: groups are clipped by themselves.
+            groups["refiner" if name.startswith("perception.refiner.") else "perception"].append(parameter)
         elif name.startswith("backbone."):
             parameter.requires_grad_(
-                parameter.requires_grad and config.stage not in ("perception", "pointer")
+                parameter.requires_grad and config.stage not in (*TRUNK_STAGES, "pointer")
             )
             language = ".language_model." in name or ".lm_head." in name  # LoRA's weights, or all of it
             rows = "trainable_tokens" in name
@@ -74,6 +74,7 @@ def trainable(model: VLMOcc, config: TrainConfig) -> list[dict[str, Any]]:
             groups["input" if spliced else head].append(parameter)
     rates = {
         "perception": config.perception_rate,
+        "refiner": config.perception_rate,
         "pointer": config.pointer_rate,
         "head": config.head_rate,
         "input": config.input_rate,
@@ -89,11 +90,18 @@ def trainable(model: VLMOcc, config: TrainConfig) -> list[dict[str, Any]]:
     ]
 
 
+def _trunk_trains(name: str, stage: str) -> bool:
+    """Whether a stage trains a weight of the trunk."""
+    if stage == "refine":
+        return name.startswith("perception.refiner.")
+    return stage not in FROZEN_TRUNK or (stage == "pointer" and name.startswith(DESCRIBES_TOKENS))
+
+
 def _head_trains(name: str, stage: str) -> bool:
     """Whether a stage trains a weight beside the trunk and the language model."""
     if stage == "pointer":
         return name.startswith(POINTS) and not name.startswith("pointer.")
-    return stage != "perception" and not (stage == "language" and name.startswith(UNUSED_BY_LANGUAGE))
+    return stage not in TRUNK_STAGES and not (stage == "language" and name.startswith(UNUSED_BY_LANGUAGE))
 
 
 def recompute_activations(model: VLMOcc) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch.utils.data import DataLoader
 
-from vlm_occ.config import TrainConfig
+from vlm_occ.config import TRUNK_STAGES, TrainConfig
 from vlm_occ.data.augment import augment
 from vlm_occ.data.store import SimulatedScenes, permutation, random_bits
 from vlm_occ.types import GroundingQuery, LabelledScene
@@ -91,7 +91,7 @@ class StepScenes:
             item = draw_turns(item, config.turns_per_scene, bits)
         if not config.data.augment:
             return item
-        turn = 20.0 if config.stage == "perception" else 2.0  # large turns would make sentences untrue
+        turn = 20.0 if config.stage in TRUNK_STAGES else 2.0  # large turns would make sentences untrue
         return augment(item, bits, config.data, geometric=config.stage != "grounding", turn=turn)
 
 
@@ -150,7 +150,7 @@ def open_simulated(config: TrainConfig) -> SimulatedScenes:
         camera_frames=min(
             max(config.model.perception.camera_frames, config.model.vlm_frames), data.num_frames
         ),
-        num_queries=0 if config.stage == "perception" else data.queries,
+        num_queries=0 if config.stage in TRUNK_STAGES else data.queries,
         num_situations=data.situations,
         num_questions=data.questions,
         views=config.model.spatial is not None and config.stage in ("grounding", "joint"),

@@ -12,14 +12,14 @@ import torch
 from accelerate import Accelerator, DistributedType
 from torch import nn
 
-from vlm_occ.config import TrainConfig, read_yaml
+from vlm_occ.config import TRUNK_STAGES, TrainConfig, read_yaml
 from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.run_config import (
     check_config,
     keep_config,
-    names_system,
     overridden,
     tell_deepspeed,
+    trains,
 )
 from vlm_occ.run_log import Log, draw_samples
 from vlm_occ.run_model import initial_model
@@ -93,7 +93,7 @@ def run_training(trainee: Trainee[M], config: TrainConfig, source: Scenes) -> M:
             save_training_state(out, run, step + 1, keep=config.keep_checkpoints, writes=main)
         if draws and (step + 1) % config.picture_every == 0:
             folder = out / "pictures" / f"step-{step + 1:07d}"
-            draw_samples(model, source[0], folder, grounding=config.stage != "perception")
+            draw_samples(model, source[0], folder, grounding=config.stage not in TRUNK_STAGES)
     log.close()
     restore_average(averaged, model)
     return trainee.finish(run_weights(run) if sharded else None, out / "final" if main else None)
@@ -137,11 +137,15 @@ def optimizer_step(
 def train_command(config_path: str, overrides: dict[str, str]) -> None:
     """`vlm-occ train CONFIG.yaml --field value`: dotted fields override the file's.
 
-    A config with a section `system` trains one of the paper's systems.
+    A config with a section `system` trains one of the paper's systems, one with `network` a small CUT3R.
     """
+    from vlm_occ.cut3r_training import Cut3rTrainConfig, train_cut3r
     from vlm_occ.paper_train import PaperTrainConfig, train_paper
 
-    if names_system(config_path):
+    kind = trains(config_path)
+    if kind == "system":
         train_paper(overridden(read_yaml(PaperTrainConfig, config_path), overrides))
+    elif kind == "network":
+        train_cut3r(overridden(read_yaml(Cut3rTrainConfig, config_path), overrides))
     else:
         train(overridden(read_yaml(TrainConfig, config_path), overrides))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_occ.config import TrainConfig
+from vlm_occ.config import TRUNK_STAGES, TrainConfig
 from vlm_occ.encoders.inputs import collate_inputs, prepare_scene
 from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.models.batch import Batch, GroundingOutput
@@ -35,6 +35,7 @@ from vlm_occ.objectives import (
     grounding_terms,
     language_term,
     perception_terms,
+    refine_terms,
     weighted_sum,
 )
 from vlm_occ.objectives_pointer import pointer_terms
@@ -71,6 +72,7 @@ class TrainingModule(Trainee[VLMOcc]):
         if stage == "pointer":
             output, batch = self._listen(scenes, labels)
             terms, weights = pointer_terms(output, batch, labels), dict(GROUNDING_WEIGHTS)
+            terms.update(spatial_terms(model, output, batch, labels))
             if self.config.perception_rate > 0 and self.config.data.label_tokens < 1:
                 terms.update(attribute_terms(output.perception, labels))
                 weights.update(PERCEPTION_WEIGHTS)
@@ -78,15 +80,19 @@ class TrainingModule(Trainee[VLMOcc]):
             output, batch = self._describe(scenes, labels)
             terms, weights = pointer_terms(output, batch, labels), dict(GROUNDING_WEIGHTS)
             terms["language"] = language_term(model, output, batch)
-            terms.update(spatial_terms(model, output.spatial, batch))
+            terms.update(spatial_terms(model, output, batch, labels))
         elif stage == "perception":
             inputs = collate_inputs([prepare_scene(s.scene, model.config.perception) for s in scenes])
             output = model.perception(inputs.to(model.device), extra_voxels=occupied(labels))
             terms, weights = perception_terms(output, labels, model.perception.grid), PERCEPTION_WEIGHTS
+        elif stage == "refine":
+            inputs = collate_inputs([prepare_scene(s.scene, model.config.perception) for s in scenes])
+            output = model.perception(inputs.to(model.device))
+            terms, weights = refine_terms(output, labels), PERCEPTION_WEIGHTS
         else:
             output, batch = self._ground(scenes, labels)
             terms, weights = grounding_terms(model, output, batch, labels), dict(GROUNDING_WEIGHTS)
-            terms.update(spatial_terms(model, output.spatial, batch))
+            terms.update(spatial_terms(model, output, batch, labels))
             if stage == "joint":
                 terms.update(perception_terms(output.perception, labels, model.perception.grid))
                 weights.update(PERCEPTION_WEIGHTS)
@@ -99,7 +105,8 @@ class TrainingModule(Trainee[VLMOcc]):
         """The heads alone, on words and on tokens that the trunk found or that are made of labels."""
         model, share = self.model, self.config.data.label_tokens
         batch = make_spatial_batch([blind(item) for item in scenes], model.config)
-        batch = replace(batch, boxes=tuple(item.boxes for item in labels), turns=())
+        turns = tuple(tuple(turn for turn in scene if not turn.answer) for scene in batch.turns)
+        batch = replace(batch, boxes=tuple(item.boxes for item in labels), turns=turns)
         made = []
         for item in scenes:
             if float(torch.rand(())) < share:
@@ -135,7 +142,8 @@ class TrainingModule(Trainee[VLMOcc]):
             return output
         tokens = output.tokens[0]
         assert tokens.inputs is not None
-        new = self.model.perception.describe(tokens.candidates, tokens.inputs, drop=TOKEN_DROPOUT)
+        known = (tokens.candidates, tokens.inputs, tokens.moving_logits)
+        new = self.model.perception.describe(*known, drop=TOKEN_DROPOUT)
         return replace(output, tokens=(new,))
 
     def _describe(
@@ -210,8 +218,9 @@ class TrainingModule(Trainee[VLMOcc]):
         recompute_activations(self.model)
 
     def finish(self, weights: dict[str, Tensor] | None, folder: Path | None) -> VLMOcc:
-        """The finished model; every stage but "perception" makes it a trained one."""
-        model, trained = self.model, self.config.stage != "perception" or self.model.config.trained
+        """The finished model; every stage that trains the heads makes it a trained one."""
+        model = self.model
+        trained = self.config.stage not in TRUNK_STAGES or model.config.trained
         if weights is not None:
             model = VLMOcc.from_config(model.config)
             load_model_state(model, weights, where="the trained model")

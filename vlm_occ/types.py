@@ -200,6 +200,41 @@ class Situation:
     text: str = ""  # the description that it was found from; "" where there was none
 
 
+MENTIONS = ("place", "far", "target")
+"""Roles of objects that a situation names: where one stands, the other end of a line, what one looks at."""
+PLACE_FRAMES = ("car", "object", "line")
+"""Frames in which a situation gives its position: the ego vehicle's; that of the object `place`, at its
+centre and along its heading; that at `place`'s centre with its x axis towards `far`'s."""
+FACINGS = ("car heading", "place heading", "to car", "to place", "to far", "to target")
+"""Directions against which a situation gives its heading; `to` means from where one stands."""
+
+
+@dataclass(frozen=True)
+class Mention:
+    """Where a situation's text names an object, and which."""
+
+    role: Literal["place", "far", "target"]
+    start: int  # characters
+    end: int
+    row: int  # of the scene's boxes
+    seen: int | None = None  # quarter of the view in which it is said to be, counter-clockwise from ahead
+
+
+@dataclass(frozen=True)
+class SituationParts:
+    """What a situation is made of: position = metres + share * half size, in its frame, axis by axis.
+
+    The half size is the object's (length, width) / 2; of a line half its length along it; of the car 0.
+    """
+
+    mentions: tuple[Mention, ...]
+    frame: Literal["car", "object", "line"]
+    metres: tuple[float, float] | None  # None where the text leaves them open
+    share: tuple[float, float]
+    facing: Literal["car heading", "place heading", "to car", "to place", "to far", "to target"]
+    turn: int  # quarters, counter-clockwise, from the direction `facing` to the heading
+
+
 @dataclass(frozen=True)
 class SituationQuery:
     """A described situation with its true position [2] (metres) and yaw (radians), reference ego frame."""
@@ -209,6 +244,7 @@ class SituationQuery:
     yaw: float
     kind: Literal["exact", "vague"] = "exact"
     lexicon: Literal["train", "heldout"] = "train"
+    parts: SituationParts | None = None  # where its maker knows them
 
 
 NO_SITUATION = "I am standing in the room"

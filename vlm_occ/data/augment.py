@@ -15,6 +15,7 @@ from vlm_occ.data.augment_spatial import (
     latest,
     mirror_depth,
     mirror_questions,
+    mirror_situations,
     scale_depth,
     turn_questions,
 )
@@ -120,10 +121,7 @@ def mirror(item: LabelledScene) -> LabelledScene:
         velocities=labels.velocities * torch.tensor([1.0, -1.0]),
     )
     queries = tuple(replace(q, text=flip_text(q.text), answer=flip_text(q.answer)) for q in item.queries)
-    situations = tuple(
-        replace(s, text=flip_text(s.text), position=(s.position[0], -s.position[1]), yaw=-s.yaw)
-        for s in item.situations
-    )
+    situations = mirror_situations(item.situations)
     mirrored = LabelledScene(replace(scene, rig=rig, frames=frames), labels, queries, situations)
     return replace(mirrored, questions=mirror_questions(item.questions), depth=mirror_depth(item.depth))
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from vlm_occ.data.simulator.lexicon import flip_text
-from vlm_occ.types import LabelledScene, SceneDepth, SpatialQuestion
+from vlm_occ.types import LabelledScene, SceneDepth, SituationParts, SituationQuery, SpatialQuestion
 
 
 def mirror_questions(questions: tuple[SpatialQuestion, ...]) -> tuple[SpatialQuestion, ...]:
@@ -22,6 +22,36 @@ def mirror_questions(questions: tuple[SpatialQuestion, ...]) -> tuple[SpatialQue
         )
         for q in questions
     )
+
+
+def mirror_situations(situations: tuple[SituationQuery, ...]) -> tuple[SituationQuery, ...]:
+    """The situations of the mirrored scene, and what they are made of."""
+    return tuple(
+        replace(
+            s,
+            text=flip_text(s.text),
+            position=(s.position[0], -s.position[1]),
+            yaw=-s.yaw,
+            parts=s.parts and _mirrored(s.text, s.parts),
+        )
+        for s in situations
+    )
+
+
+def _mirrored(text: str, parts: SituationParts) -> SituationParts:
+    """The parts of a mirrored situation, of which `text` was the original."""
+    mentions = tuple(
+        replace(
+            m,
+            start=len(flip_text(text[: m.start])),
+            end=len(flip_text(text[: m.end])),
+            seen=None if m.seen is None else -m.seen % 4,
+        )
+        for m in parts.mentions
+    )
+    metres = None if parts.metres is None else (parts.metres[0], -parts.metres[1])
+    share = (parts.share[0], -parts.share[1])
+    return replace(parts, mentions=mentions, metres=metres, share=share, turn=-parts.turn % 4)
 
 
 def turn_questions(

@@ -33,7 +33,7 @@ class Cut3rPose(nn.Module):
         if weights is None:
             raise ValueError(
                 "pose_source 'cut3r' needs CUT3R's weights; give their file as model.cut3r (published: "
-                "cut3r_512_dpt_4_64.pth, or its conversion; small ones: scripts/train_cut3r.py)"
+                "cut3r_512_dpt_4_64.pth, or its conversion; small ones: configs/cut3r_small.yaml)"
             )
         self.path = Path(weights)
         settings = read_settings(self.path)

@@ -33,17 +33,17 @@ class CentreHead(nn.Module):
 
 
 class AttributeHead(nn.Module):
-    """Class, colour and motion of a candidate: auxiliary supervision where labels exist."""
+    """Class and colour of a candidate: auxiliary supervision where labels exist."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.splits = (len(TALK2OCC_CLASSES), len(COLOURS), 1)
+        self.splits = (len(TALK2OCC_CLASSES), len(COLOURS))
         self.linear = nn.Linear(width, sum(self.splits))
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Token features [N, W] to logits of class [N, 15], colour [N, 9] and moving [N]."""
-        labels, colours, moving = self.linear(features).float().split(self.splits, dim=-1)
-        return labels, colours, moving[:, 0]
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Token features [N, W] to logits of class [N, 15] and colour [N, 9]."""
+        labels, colours = self.linear(features).float().split(self.splits, dim=-1)
+        return labels, colours
 
 
 class TokenState(nn.Module):

@@ -91,6 +91,17 @@ class Processor:
         ids = self._turn(words + tokens + self._words(question), answer)
         return self._checked(ids), len(words), len(words) + 1
 
+    def phrase_ids(self, words: Tensor) -> Tensor:
+        """Ids of some of a user's words as a query of their own, up to `<|ground|>`."""
+        return torch.cat([words, torch.tensor(self._answering + self._ground)])
+
+    def word_spans(self, text: str) -> list[tuple[int, int]]:
+        """First character and last + 1 of what each id of a user's words stands for."""
+        made = self.tokenizer(
+            text.strip(), add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+        )
+        return [(start, end) for start, end in made["offset_mapping"]]
+
     def _turn(self, words: list[int], answer: str | None) -> list[int]:
         """A user's words, the start of the answer, and the answer with its end where it is known."""
         ids = words + self._answering + self._ground

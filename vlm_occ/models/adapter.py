@@ -24,6 +24,7 @@ from vlm_occ.language.backbones import Backbone
 from vlm_occ.language.full import train_whole
 from vlm_occ.language.loading import load_backbone
 from vlm_occ.language.prefixes import Prefix, PrefixState
+from vlm_occ.language.vision_tokens import vision_tokens
 from vlm_occ.models.batch import Batch, GroundingOutput, SceneStates, VideoFrames, video_frames
 from vlm_occ.models.decoding import best_overlap, decode_objects, object_masks, pairs_to_decode
 from vlm_occ.models.describe import describe
@@ -32,7 +33,6 @@ from vlm_occ.models.saving import Saving
 from vlm_occ.models.spatial import (
     SpatialAnswers,
     SpatialHeads,
-    SpatialOutput,
     batch_turns,
     check_groundable,
     spatial_output,
@@ -64,7 +64,7 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
             width, voxel_width=config.perception.fine_width + 1, width=width, radius=config.mask_radius
         )
         self.box = BoxHead(width)
-        self.spatial = SpatialHeads(hidden, config.spatial) if config.spatial is not None else None
+        self.spatial = SpatialHeads(hidden, width, config.spatial) if config.spatial is not None else None
         if backbone.dtype == torch.float32:
             self.perception.compute_dtype = torch.float32
 
@@ -95,10 +95,10 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
 
         Without `decode` it stops at the scores: no boxes and masks.
         """
-        spatial = None
         if states is None:
-            states, spatial = self.language_states(batch, perception)
-        scores, matches, objects = [], [], []
+            states = self.language_states(batch, perception)
+        turns = batch_turns(self.backbone, batch)
+        scores, matches, objects, placed = [], [], [], []
         for b, scene in enumerate(states):
             ids = [self.backbone.query_ids(q.text, q.answer or None) for q in batch.queries[b]]
             tokens = self._token_states(scene.tokens, perception.tokens[b])
@@ -109,13 +109,16 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
             )
             matches.append(match)
             objects += decode_objects(self, b, pairs, query.ground, tokens, perception) if decode else []
+            if self.spatial is not None:
+                boxes, frame = perception.tokens[b].candidates.box, batch.first_frames[b]
+                own = self.placed_turns(self.spatial, turns[b], scene.turns, tokens, boxes, frame)
+                placed.append(own)
         answers = tuple(scene.queries for scene in states)
+        spatial = spatial_output(self.spatial, states, turns, placed) if self.spatial is not None else None
         return GroundingOutput(perception, tuple(scores), answers, tuple(matches), tuple(objects), spatial)
 
-    def language_states(
-        self, batch: Batch, perception: PerceptionOutput
-    ) -> tuple[list[SceneStates], SpatialOutput | None]:
-        """Scenes and their queries through the language model, and what it says of their situations."""
+    def language_states(self, batch: Batch, perception: PerceptionOutput) -> list[SceneStates]:
+        """Scenes, their queries and their situated turns through the language model."""
         prefixes = [self._prefix(f, t) for f, t in zip(batch.frames, perception.tokens, strict=True)]
         features = [self._features(f, t) for f, t in zip(batch.frames, perception.tokens, strict=True)]
         turns = batch_turns(self.backbone, batch)
@@ -124,13 +127,17 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
             for scene, own in zip(batch.queries, turns, strict=True)
         ]
         joint = self.backbone.forward_joint(prefixes, features, asked)
-        states = [
-            SceneStates(one.prefix[prefix.voxel_index], tuple(one.queries[: len(queries)]))
-            for one, prefix, queries in zip(joint, prefixes, batch.queries, strict=True)
-        ]
-        if self.spatial is None:
-            return states, None
-        return states, spatial_output(self.spatial, self.backbone, prefixes, joint, turns)
+        states = []
+        for one, prefix, queries in zip(joint, prefixes, batch.queries, strict=True):
+            split = len(queries)
+            own = SceneStates(
+                one.prefix[prefix.voxel_index], tuple(one.queries[:split]), tuple(one.queries[split:])
+            )
+            if self.spatial is not None:
+                seen = vision_tokens(self.backbone, prefix)
+                own = replace(own, vision=one.prefix[seen.index], grids=seen.grids)
+            states.append(own)
+        return states
 
     def _read(self, states: Sequence[Tensor], ids: Sequence[tuple[Tensor, int]]) -> QueryStates:
         """What the heads read of queries whose final states are [l, D]: all up to <|ground|>."""
@@ -139,10 +146,7 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
 
     def _point(self, tokens: Tensor, boxes: Tensor, query: QueryStates) -> Factors:
         """Scores of voxel tokens [N, width] with boxes [N, 7], by factor and in all."""
-        dtype, device = self.backbone.dtype, tokens.device.type
-        with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
-            words = self.word_encoder(query)
-        factors = self.factors(words, query.valid, tokens, boxes)
+        factors = self.factors(self._encoded(query), query.valid, tokens, boxes)
         return replace(factors, logits=factors.logits + self.pointer(query.ground, tokens))
 
     def _prefix(self, frames: VideoFrames, tokens: SceneTokens) -> Prefix:

@@ -14,7 +14,7 @@ from vlm_occ.encoders.inputs import SceneInputs, collate_inputs, prepare_scene
 from vlm_occ.geometry import invert_rigid
 from vlm_occ.heads.factors import Factors
 from vlm_occ.models.perception import PerceptionOutput
-from vlm_occ.types import CAMERAS, GroundingQuery, LabelledScene, Scene, SceneDepth
+from vlm_occ.types import CAMERAS, GroundingQuery, LabelledScene, Scene, SceneDepth, SituationParts
 
 if TYPE_CHECKING:
     from vlm_occ.models.spatial import SpatialOutput
@@ -45,6 +45,7 @@ class SpatialTurn:
     answer: str = ""
     position: tuple[float, float] | None = None  # metres, reference ego frame; None where it is not known
     yaw: float | None = None  # radians
+    parts: SituationParts | None = None  # what the situation is made of, where it is known
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ class SceneStates:
 
     tokens: Tensor  # [N, D] final states of its voxel tokens
     queries: tuple[Tensor, ...]  # Q tensors [l, D]: final states of each query's own tokens
+    turns: tuple[Tensor, ...] = ()  # likewise of situated turns
+    vision: Tensor | None = None  # [V, D] final states of its vision tokens, with spatial heads only
+    grids: tuple[tuple[int, int], ...] = ()  # F: rows and columns of each picture's vision tokens
 
 
 @dataclass(frozen=True)

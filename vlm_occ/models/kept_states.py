@@ -14,6 +14,7 @@ from vlm_occ.encoders.voxel_tokens import TokenInputs
 from vlm_occ.heads.occupancy import mask_window
 from vlm_occ.models.batch import Batch, SceneStates
 from vlm_occ.models.perception import PerceptionOutput
+from vlm_occ.models.spatial import batch_turns
 from vlm_occ.types import GroundingQuery, LabelledScene
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class KeptLanguage:
         queries = batch.queries[0]
         asked = {(q.text, q.answer): q for q in queries}
         ordered = tuple(asked[key] for key in sorted(asked))
-        (states,), _ = self.model.language_states(replace(batch, queries=(ordered,)), perception)
+        (states,) = self.model.language_states(replace(batch, queries=(ordered,)), perception)
         self._scenes[name, pictures, sentences(queries)] = (
             states.tokens.bfloat16(),
             {(q.text, q.answer): s.bfloat16() for q, s in zip(ordered, states.queries, strict=True)},
@@ -68,10 +69,12 @@ class KeptLanguage:
 def silent_states(model: VLMOcc, batch: Batch, perception: PerceptionOutput) -> list[SceneStates]:
     """States of a language model that says nothing: the heads are left with words and voxel tokens."""
     hidden, result = model.backbone.hidden_size, []
-    for queries, tokens in zip(batch.queries, perception.tokens, strict=True):
+    told = batch_turns(model.backbone, batch)
+    for queries, tokens, turns in zip(batch.queries, perception.tokens, told, strict=True):
         lengths = [len(model.backbone.query_ids(q.text, q.answer or None)[0]) for q in queries]
         states = tuple(tokens.features.new_zeros(length, hidden) for length in lengths)
-        result.append(SceneStates(tokens.features.new_zeros(len(tokens.features), hidden), states))
+        heard = tuple(tokens.features.new_zeros(len(turn.ids), hidden) for turn in turns)
+        result.append(SceneStates(tokens.features.new_zeros(len(tokens.features), hidden), states, heard))
     return result
 
 
@@ -99,7 +102,7 @@ def slim(output: PerceptionOutput, model: VLMOcc) -> PerceptionOutput:
         near[mask_window(wide, centers, model.config.mask_radius)] = True
     return replace(
         _without_maps(output),
-        tokens=tuple(replace(tokens, inputs=None) for tokens in output.tokens),
+        tokens=tuple(replace(tokens, inputs=None, looks=()) for tokens in output.tokens),
         voxel_index=output.voxel_index[near].int(),
         voxel_features=output.voxel_features[near].bfloat16(),
     )
@@ -111,7 +114,7 @@ def without_voxels(output: PerceptionOutput) -> PerceptionOutput:
     for scene in output.tokens:
         read = scene.inputs
         half = read and TokenInputs(read.birds_eye.bfloat16(), read.image.bfloat16())
-        tokens.append(replace(scene, inputs=half))
+        tokens.append(replace(scene, inputs=half, looks=()))
     return replace(
         _without_maps(output),
         tokens=tuple(tokens),

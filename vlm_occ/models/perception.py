@@ -13,6 +13,7 @@ from vlm_occ.encoders.fusion import AdaptiveFusion, BirdsEyeFeatures, BirdsEyeNe
 from vlm_occ.encoders.image_network import ImageNetwork
 from vlm_occ.encoders.inputs import SceneInputs
 from vlm_occ.encoders.lidar import LidarEncoder
+from vlm_occ.encoders.refine import BoxRefiner, Refinement
 from vlm_occ.encoders.sparse import SparseTensor
 from vlm_occ.encoders.voxel_tokens import (
     Candidates,
@@ -43,6 +44,7 @@ class SceneTokens:
     colour_logits: Tensor  # [N, 9]
     moving_logits: Tensor  # [N]
     inputs: TokenInputs | None = None  # None where tokens are made of labels
+    looks: tuple[Refinement, ...] = ()  # what the refiner said of the boxes, look by look
 
     @property
     def attributes(self) -> Tensor:
@@ -109,6 +111,7 @@ class Perception(nn.Module):
             width=config.token_width,
         )
         self.attributes = AttributeHead(config.token_width)
+        self.refiner = BoxRefiner(fine + bev + 2 * bev)
         nn.init.constant_(self.occupancy.coarse.bias, -3.0)  # type: ignore[arg-type]
 
     def forward(self, inputs: SceneInputs, *, extra_voxels: Tensor | None = None) -> PerceptionOutput:
@@ -210,13 +213,27 @@ class Perception(nn.Module):
         points = sample_points(candidates.box.detach())  # [N, 9, 3]
         image, _ = self._look(b, points.flatten(0, 1), pyramid, inputs)
         read = token_inputs(candidates, bev, b, image.unflatten(0, points.shape[:2]))
-        return self.describe(candidates, read)
 
-    def describe(self, candidates: Candidates, inputs: TokenInputs, *, drop: float = 0.0) -> SceneTokens:
+        def look(places: Tensor) -> tuple[Tensor, Tensor]:
+            return self._look(b, places, inputs.images, inputs)
+
+        refined, looks = self.refiner.refine(candidates, read.birds_eye, inputs.points[b], look)
+        moving = looks[-1].moving_logits if looks else candidates.score.new_zeros(0)
+        return self.describe(refined, read, moving, looks=looks)
+
+    def describe(
+        self,
+        candidates: Candidates,
+        inputs: TokenInputs,
+        moving: Tensor,
+        *,
+        looks: tuple[Refinement, ...] = (),
+        drop: float = 0.0,
+    ) -> SceneTokens:
         """The tokens of one scene's candidates: features and attributes from what was read of them."""
         features = self.tokens(candidates, inputs, drop=drop)
-        label, colour, moving = self.attributes(features)
-        return SceneTokens(features, candidates, label, colour, moving, inputs)
+        label, colour = self.attributes(features)
+        return SceneTokens(features, candidates, label, colour, moving, inputs, looks)
 
 
 def gather_sparse(tensor: SparseTensor, index: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,52 +10,77 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vlm_occ.config import ModelConfig, SpatialConfig
 from vlm_occ.data.scenes import check_query
 from vlm_occ.data.video import is_calibrated
 from vlm_occ.encoders.pose import PoseEncoder
 from vlm_occ.geometry import invert_rigid
-from vlm_occ.heads.layout import BirdsEyeEstimate, LayoutHead, first_view_frame, to_reference_frame
+from vlm_occ.heads.anchored import ReadSituation, SituationReader, anchored_pose, mention_spans
+from vlm_occ.heads.factors import FactorHead
+from vlm_occ.heads.layout import (
+    BirdsEyeEstimate,
+    LayoutHead,
+    first_view_frame,
+    planar_part,
+    to_reference_frame,
+)
 from vlm_occ.heads.situation import (
     OrientationHead,
     PositionHead,
     decode_situation,
     situation_to_reference,
 )
+from vlm_occ.heads.words import QueryStates, WordEncoder, read_queries
 from vlm_occ.language.backbones import Backbone
-from vlm_occ.language.prefixes import JointStates, Prefix, PrefixState
+from vlm_occ.language.prefixes import Prefix, PrefixState
 from vlm_occ.language.vision_tokens import vision_tokens
-from vlm_occ.models.batch import Batch, SpatialTurn, VideoFrames, video_frames
-from vlm_occ.types import NO_SITUATION, Layout, Scene, SceneState, Situation
+from vlm_occ.models.batch import Batch, SceneStates, SpatialTurn, VideoFrames, video_frames
+from vlm_occ.types import MENTIONS, NO_SITUATION, Layout, Scene, SceneState, Situation
 
 WHERE = "Where am I?"
 """The question of a situation that is only to be found."""
 
 
 class SpatialHeads(nn.Module):
-    """The heads of Loc3R-VLM 3.2 and 3.3 on final states of the language model.
+    """The heads of Loc3R-VLM 3.2 and 3.3 on final states of the language model, and the reader of situations.
 
     The layer norms are ours: a few channels of a small model's final states are a hundred times the others.
+    Position and orientation heads start without effect: what the words say of the tokens comes first.
     """
 
-    def __init__(self, width: int, config: SpatialConfig) -> None:
+    def __init__(self, width: int, word_width: int, config: SpatialConfig) -> None:
         super().__init__()
         self.vision_norm, self.turn_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.layout = LayoutHead(width, scale=config.scale)
-        self.position = PositionHead(width, scale=config.scale)
-        self.orientation = OrientationHead(width, bins=config.bins)
+        self.position = PositionHead(width, scale=config.scale, hidden=config.hidden)
+        self.orientation = OrientationHead(width, bins=config.bins, hidden=config.hidden)
+        self.reader = SituationReader(word_width)
+        self.scale, self.bins = config.scale, config.bins
+        for head in (self.position, self.orientation):
+            last = cast(nn.Linear, head.layers[-1])
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def see(self, states: Tensor) -> BirdsEyeEstimate:
         """Bird's-eye positions of vision tokens from their states [N, D], in the first view's frame."""
         return self.layout(self.vision_norm(states.float()))
 
-    def place(self, position: Tensor, orientation: Tensor) -> tuple[BirdsEyeEstimate, Tensor]:
-        """Positions [Q, 2] and orientation logits [Q, B] from states [Q, D] of `<|pos|>` and `<|ori|>`."""
-        return (
-            self.position(self.turn_norm(position.float())),
-            self.orientation(self.turn_norm(orientation.float())),
-        )
+    def place(
+        self, read: ReadSituation, objects: Tensor, boxes: Tensor, car: Tensor, where: Tensor, facing: Tensor
+    ) -> tuple[BirdsEyeEstimate, Tensor]:
+        """Positions [Q, 2] and orientation logits [Q, B]: what the words say, and what the states add.
+
+        See `anchored_pose`; states [Q, D] of `<|pos|>` and `<|ori|>`. Without a token the states are all.
+        """
+        added = self.position(self.turn_norm(where.float()))
+        turned = self.orientation(self.turn_norm(facing.float()))
+        if not len(boxes):
+            return added, turned
+        estimate, logits = anchored_pose(read, objects, boxes, car, bins=self.bins)
+        doubt = added.log_variance - 2 * math.log(self.scale)
+        return BirdsEyeEstimate(estimate.mean + added.mean, estimate.log_variance + doubt), logits + turned
 
 
 @dataclass(frozen=True)
@@ -62,9 +88,15 @@ class TurnIds:
     """A situated turn as the language model reads it."""
 
     ids: Tensor  # [l]
-    position: int  # of `<|pos|>`
+    position: int  # of `<|pos|>`; the situation's words are before it
     orientation: int
     ground: int  # of `<|ground|>`, after which the answer's words stand
+    roles: Tensor | None = None  # long [position]: 1 + index in MENTIONS of each word, where it is known
+
+    @property
+    def read(self) -> Tensor:
+        """Ids that tell where somebody stands; what follows can't be seen from there."""
+        return self.ids[: self.orientation + 1]
 
 
 @dataclass(frozen=True)
@@ -77,13 +109,32 @@ class SpatialOutput:
     orientation: tuple[Tensor, ...]  # B x [Q, bins]
     turns: tuple[tuple[TurnIds, ...], ...]  # B x Q
     states: tuple[tuple[Tensor, ...], ...]  # B x Q tensors [l, D]
+    read: tuple[ReadSituation, ...]  # B
+    objects: tuple[Tensor, ...]  # B x [Q, len(MENTIONS), N]: log-likelihoods of being what is named
+
+
+@dataclass(frozen=True)
+class PlacedTurns:
+    """What one scene's Q situations were read as, and where that is."""
+
+    estimate: BirdsEyeEstimate  # [Q, 2]
+    orientation: Tensor  # [Q, bins]
+    read: ReadSituation
+    objects: Tensor  # [Q, len(MENTIONS), N]
 
 
 def turn_ids(backbone: Backbone, turn: SpatialTurn) -> TurnIds:
     """Ids of a turn: situation, `<|pos|>`, `<|ori|>`, question, and its answer where it has one (3.3)."""
     ids, position, orientation = backbone.situation_ids(turn.situation, turn.question, turn.answer or None)
     ground = int((ids == backbone.token_ids.ground).nonzero()[0])
-    return TurnIds(ids, position, orientation, ground)
+    roles = None
+    if turn.parts is not None:
+        roles = torch.zeros(position, dtype=torch.long)
+        for place, (start, end) in enumerate(backbone.processor.word_spans(turn.situation)):
+            for mention in turn.parts.mentions:
+                if start < mention.end and end > mention.start:
+                    roles[place] = 1 + MENTIONS.index(mention.role)
+    return TurnIds(ids, position, orientation, ground, roles)
 
 
 def batch_turns(backbone: Backbone, batch: Batch) -> tuple[tuple[TurnIds, ...], ...]:
@@ -95,29 +146,25 @@ def batch_turns(backbone: Backbone, batch: Batch) -> tuple[tuple[TurnIds, ...], 
 
 def spatial_output(
     heads: SpatialHeads,
-    backbone: Backbone,
-    prefixes: Sequence[Prefix],
-    states: Sequence[JointStates],
+    states: Sequence[SceneStates],
     turns: tuple[tuple[TurnIds, ...], ...],
+    placed: Sequence[PlacedTurns],
 ) -> SpatialOutput:
-    """What the heads say of scenes whose last queries are `turns`."""
-    layout, grids, position, orientation, own = [], [], [], [], []
-    for prefix, joint, asked in zip(prefixes, states, turns, strict=True):
-        tokens = vision_tokens(backbone, prefix)
-        layout.append(heads.see(joint.prefix[tokens.index]))
-        grids.append(tokens.grids)
-        own.append(tuple(joint.queries[len(joint.queries) - len(asked) :]))
-        none = joint.prefix.new_zeros(0, joint.prefix.shape[-1])
-        where, facing = (
-            torch.stack([state[place] for state, place in zip(own[-1], places, strict=True)])
-            if asked
-            else none
-            for places in ([turn.position for turn in asked], [turn.orientation for turn in asked])
-        )
-        estimate, logits = heads.place(where, facing)
-        position.append(estimate)
-        orientation.append(logits)
-    return SpatialOutput(tuple(layout), tuple(grids), tuple(position), tuple(orientation), turns, tuple(own))
+    """What the heads say of B scenes; their layout where the language model saw pictures."""
+    layout = []
+    for scene in states:
+        vision = scene.tokens[:0] if scene.vision is None else scene.vision
+        layout.append(heads.see(vision))
+    return SpatialOutput(
+        layout=tuple(layout),
+        grids=tuple(scene.grids for scene in states),
+        position=tuple(own.estimate for own in placed),
+        orientation=tuple(own.orientation for own in placed),
+        turns=turns,
+        states=tuple(scene.turns for scene in states),
+        read=tuple(own.read for own in placed),
+        objects=tuple(own.objects for own in placed),
+    )
 
 
 def reference_from_first(frames: VideoFrames, reference_from_world: Tensor) -> Tensor:
@@ -139,6 +186,29 @@ def scene_frame(scene: Scene, frames: VideoFrames) -> Tensor:
     return reference_from_first(frames, invert_rigid(scene.reference.world_from_ego.double()))
 
 
+def from_reference(boxes: Tensor, reference_from_first: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes [N, 7] of the reference ego frame in the first view's, and the ego vehicle's x, y, yaw [3] there.
+
+    Heights are left as they are.
+    """
+    turn, shift = planar_part(torch.linalg.inv(reference_from_first.double()))
+    turn, shift = turn.to(boxes), shift.to(boxes)
+    yaw = torch.atan2(turn[1, 0], turn[0, 0])
+    moved = [boxes[:, :2] @ turn.T + shift, boxes[:, 2:6], boxes[:, 6:] + yaw]
+    return torch.cat(moved, dim=1).float(), torch.cat([shift, yaw[None]]).float()
+
+
+def _spans(turn: TurnIds, roles: Tensor) -> list[tuple[int, int] | None]:
+    """Where a turn's words name each of MENTIONS: as it is known, else as `roles` [>= l, 1 + M] say."""
+    if turn.roles is None:
+        return mention_spans(roles[: turn.position])
+    spans: list[tuple[int, int] | None] = []
+    for role in range(1, 1 + len(MENTIONS)):
+        places = (turn.roles == role).nonzero()[:, 0].tolist()
+        spans.append((places[0], places[-1] + 1) if places else None)
+    return spans
+
+
 def check_groundable(state: SceneState) -> None:
     """ValueError where nothing can be grounded in an encoded scene."""
     if not state.calibrated:
@@ -156,6 +226,9 @@ class SpatialAnswers:
     config: ModelConfig
     spatial: SpatialHeads | None
     pose: PoseEncoder
+    ground_norm: nn.LayerNorm
+    word_encoder: WordEncoder
+    factors: FactorHead
 
     @property
     @abstractmethod
@@ -218,21 +291,77 @@ class SpatialAnswers:
         """`locate` of several descriptions, run together on the scene's cache."""
         heads = self._spatial_heads("locate")
         turns = [turn_ids(self.backbone, SpatialTurn(check_query(text), WHERE)) for text in texts]
-        asked = [turn.ids[: turn.orientation + 1] for turn in turns]  # what follows can't be seen from there
-        hidden = self.backbone.forward_queries(cast(PrefixState, state.language), asked)
-        if not hidden:
+        if not turns:
             return []
-        estimate, logits = heads.place(
-            torch.stack([h[-2] for h in hidden]), torch.stack([h[-1] for h in hidden])
+        hidden = self.backbone.forward_queries(
+            cast(PrefixState, state.language), [turn.read for turn in turns]
         )
         transform = torch.eye(4) if state.reference_from_first is None else state.reference_from_first
+        placed = self.placed_turns(heads, turns, hidden, state.token_states, state.token_boxes, transform)
         found = []
         for text, mean, log_variance, row in zip(
-            texts, estimate.mean.cpu(), estimate.log_variance.cpu(), logits.cpu(), strict=True
+            texts,
+            placed.estimate.mean.cpu(),
+            placed.estimate.log_variance.cpu(),
+            placed.orientation.cpu(),
+            strict=True,
         ):
             situation = decode_situation(BirdsEyeEstimate(mean, log_variance), row)
             found.append(replace(situation_to_reference(situation, transform), text=text))
         return found
+
+    def placed_turns(
+        self,
+        heads: SpatialHeads,
+        turns: Sequence[TurnIds],
+        states: Sequence[Tensor],
+        tokens: Tensor,
+        boxes: Tensor,
+        reference_from_first: Tensor,
+    ) -> PlacedTurns:
+        """Q situations, in the first view's frame, from states [>= l, D] of their words.
+
+        `tokens` [N, W] with `boxes` [N, 7] in the reference ego frame. Where a turn's roles are not known,
+        those that are read from it tell which words name an object.
+        """
+        words = [self.backbone.word_embeddings(turn.read) for turn in turns]
+        query = read_queries(states, words, self.ground_norm)
+        read = heads.reader(self._encoded(query), query.valid)
+        objects = tokens.new_zeros(len(turns), len(MENTIONS), len(boxes), dtype=torch.float32)
+        phrases = [
+            (row, column, span)
+            for row, turn in enumerate(turns)
+            for column, span in enumerate(_spans(turn, read.roles[row]))
+            if span is not None
+        ]
+        if phrases and len(boxes):
+            ids = [
+                self.backbone.processor.phrase_ids(turns[row].ids[slice(*span)]) for row, _, span in phrases
+            ]
+            spoken = [
+                functional.pad(states[row][slice(*span)], (0, 0, 0, len(own) - (span[1] - span[0])))
+                for own, (row, _, span) in zip(ids, phrases, strict=True)
+            ]
+            named = read_queries(
+                spoken, [self.backbone.word_embeddings(own) for own in ids], self.ground_norm
+            )
+            scores = self.factors(self._encoded(named), named.valid, tokens, boxes).logits
+            rows, columns = (torch.tensor([p[i] for p in phrases], device=objects.device) for i in (0, 1))
+            objects = objects.index_put((rows, columns), scores.float())
+        first, car = from_reference(boxes, reference_from_first)
+        where, facing = (
+            torch.stack([state[place] for state, place in zip(states, places, strict=True)])
+            if turns
+            else tokens.new_zeros(0, self.backbone.hidden_size)
+            for places in ([turn.position for turn in turns], [turn.orientation for turn in turns])
+        )
+        return PlacedTurns(*heads.place(read, objects, first, car, where, facing), read, objects)
+
+    def _encoded(self, query: QueryStates) -> Tensor:
+        """Words [Q, l, W] as the heads read them."""
+        dtype, device = self.backbone.dtype, query.states.device.type
+        with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
+            return self.word_encoder(query)
 
     @torch.no_grad()
     def ask(

@@ -59,7 +59,7 @@ def keep_clips(model: VLMOcc, *, keep: bool) -> None:
 
 def turns_of(item: LabelledScene) -> tuple[SpatialTurn, ...]:
     """A scene's situations to be found, then its questions with their first answer."""
-    found = [SpatialTurn(s.text, WHERE, "", s.position, s.yaw) for s in item.situations]
+    found = [SpatialTurn(s.text, WHERE, "", s.position, s.yaw, s.parts) for s in item.situations]
     asked = [
         SpatialTurn(
             q.situation, q.question, q.answers[0], None if q.position is None else q.position[:2], q.yaw

@@ -16,8 +16,11 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
 
 from vlm_occ.data.simulator.descriptions import Describer
 from vlm_occ.data.simulator.lexicon import Lexicon
@@ -26,7 +29,7 @@ from vlm_occ.data.simulator.objects import ObjectFacts
 from vlm_occ.data.simulator.phrases import Speaker
 from vlm_occ.data.simulator.predicates import TWO_WHEELERS, VEHICLES
 from vlm_occ.data.simulator.wordings import NUMBERS, SITUATIONS
-from vlm_occ.types import TALK2OCC_CLASSES, SituationQuery
+from vlm_occ.types import TALK2OCC_CLASSES, Mention, SituationParts, SituationQuery
 
 Point = tuple[float, float]
 _REACH = 30.0  # metres from the ego origin within which people stand
@@ -34,17 +37,26 @@ _ROOM = 0.3  # metres that a person keeps from every box
 _EGO = ((1.5, 0.0), (3.2, 1.3))  # centre and half size of the ego vehicle, metres
 _ATTEMPTS = 25
 _DISTANCES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
-_QUARTERS = {"ahead": 0.0, "left": math.pi / 2, "behind": math.pi, "right": -math.pi / 2}
-_QUARTER_HALF = math.radians(35)
+NEAR = (0.6, 4.0)
+"""Metres from a face of what one is near."""
+_TURNS = {"same": 0, "opposite": 2, "it": 0, "away": 2}
+SIDES = {"behind": (-1, 0), "front": (1, 0), "left": (0, 1), "right": (0, -1)}
+"""Faces of an object by their direction along and to the left of its heading."""
+VIEWS = {"ahead": (1, 0), "left": (0, 1), "behind": (-1, 0), "right": (0, -1)}
+"""Quarters of somebody's view, counter-clockwise."""
+QUARTER_HALF = math.radians(35)
+_Role = Literal["place", "far", "target"]
+_Facing = Literal["car heading", "place heading", "to car", "to place", "to far", "to target"]
 
 
 @dataclass(frozen=True)
 class _Draft:
     """The end of a sentence that starts with `I am standing`, and the pose that it describes."""
 
-    text: str
+    text: str  # mentions are marked, see `_marked`
     position: Point
     yaw: float
+    parts: SituationParts  # without mentions
 
 
 class _Scene:
@@ -60,7 +72,7 @@ class _Scene:
     def anchor(
         self, candidates: Sequence[int], *, banned: frozenset[int] = frozenset()
     ) -> tuple[int, str] | None:
-        """One of the candidates with a definite description that fits nothing else."""
+        """One of the candidates with a definite description that fits nothing else, not yet marked."""
         others = [i for i in candidates if i not in banned]
         for _ in range(3 if others else 0):
             index = self.rng.choice(others)
@@ -127,10 +139,43 @@ def _situation(scene: _Scene, lexicon: Lexicon) -> SituationQuery:
 
 
 def _query(scene: _Scene, draft: _Draft, kind: str, lexicon: Lexicon) -> SituationQuery:
-    text = f"{scene.say('start')} {draft.text}"
-    text += "." if scene.rng.random() < 0.5 else ""
+    marked = f"{scene.say('start')} {draft.text}"
+    marked += "." if scene.rng.random() < 0.5 else ""
+    text, mentions = _unmarked(marked)
     yaw = math.remainder(draft.yaw, 2 * math.pi)
-    return SituationQuery(text, draft.position, yaw, "exact" if kind == "exact" else "vague", lexicon)
+    parts = replace(draft.parts, mentions=mentions)
+    return SituationQuery(text, draft.position, yaw, "exact" if kind == "exact" else "vague", lexicon, parts)
+
+
+def _marked(role: _Role, index: int, words: str, seen: int | None = None) -> str:
+    """The words of a mention with its role, object and quarter of the view written around them."""
+    return f"<{role} {index} {'' if seen is None else seen}>{words}</>"
+
+
+def _unmarked(marked: str) -> tuple[str, tuple[Mention, ...]]:
+    """A text without its marks, and its mentions."""
+    text, mentions = "", []
+    for piece in re.split(r"(<[a-z]+ \d+ \d?>[^<]*</>)", marked):
+        found = re.fullmatch(r"<([a-z]+) (\d+) (\d?)>([^<]*)</>", piece)
+        words = found[4] if found else piece
+        if found:
+            role: _Role = found[1]  # type: ignore[assignment]
+            seen = int(found[3]) if found[3] else None
+            mentions.append(Mention(role, len(text), len(text) + len(words), int(found[2]), seen))
+        text += words
+    return text, tuple(mentions)
+
+
+def _parts(
+    frame: Literal["car", "object", "line"],
+    facing: _Facing,
+    turn: int = 0,
+    *,
+    metres: Point | None = None,
+    share: Point = (0.0, 0.0),
+) -> SituationParts:
+    """The parts of a draft, whose mentions are marked in its text."""
+    return SituationParts((), frame, metres, share, facing, turn)
 
 
 def _beside_vehicle(scene: _Scene) -> _Draft | None:
@@ -138,31 +183,47 @@ def _beside_vehicle(scene: _Scene) -> _Draft | None:
     found = scene.anchor(scene.headed())
     if found is None:
         return None
-    index, words = found
-    x, y, _, dx, dy, _, yaw = scene.view.facts[index].box
-    side = scene.rng.choice(("behind", "front", "left", "right"))
     amount = scene.rng.choice(_DISTANCES)
-    direction = yaw + {"front": 0.0, "left": math.pi / 2, "behind": math.pi, "right": -math.pi / 2}[side]
-    reach = amount + (dx if side in ("front", "behind") else dy) / 2
+    return _beside(scene, *found, amount, f"{scene.metres(amount)} ")
+
+
+def _beside_at_some_distance(scene: _Scene) -> _Draft | None:
+    """`behind the red bus, facing the same way as it`: the distance stays open."""
+    found = scene.anchor(scene.headed())
+    return None if found is None else _beside(scene, *found, scene.rng.uniform(*NEAR), "")
+
+
+def _beside(scene: _Scene, index: int, words: str, amount: float, said: str) -> _Draft | None:
+    """So many metres from a face of an object; `said` is how the text tells them."""
+    x, y, _, dx, dy, _, yaw = scene.view.facts[index].box
+    side = scene.rng.choice(tuple(SIDES))
+    ahead, aside = SIDES[side]
+    direction = yaw + math.atan2(aside, ahead)
+    reach = amount + (dx if ahead else dy) / 2
     position = (x + reach * math.cos(direction), y + reach * math.sin(direction))
-    text = f"{scene.metres(amount)} {scene.say(side, a=words)}"
+    text = f"{said}{scene.say(side, a=_marked('place', index, words))}"
+    metres = (amount * ahead, amount * aside) if said else None
+    made = partial(_parts, "object", metres=metres, share=(float(ahead), float(aside)))
     facing = scene.rng.choice(("same", "opposite", "it", "away", "towards"))
     if facing == "towards":
-        return _towards_other(scene, text, position, frozenset({index}))
+        return _towards_other(scene, text, position, frozenset({index}), made("to target"))
     inward = direction + math.pi
     heading = {"same": yaw, "opposite": yaw + math.pi, "it": inward, "away": direction}[facing]
-    return _Draft(f"{text}, {scene.say(facing)}", position, heading)
+    parts = made("place heading" if facing in ("same", "opposite") else "to place", _TURNS[facing])
+    return _Draft(f"{text}, {scene.say(facing)}", position, heading, parts)
 
 
-def _towards_other(scene: _Scene, text: str, position: Point, banned: frozenset[int]) -> _Draft | None:
+def _towards_other(
+    scene: _Scene, text: str, position: Point, banned: frozenset[int], parts: SituationParts
+) -> _Draft | None:
     """The text with `, facing the van` and the heading that this means."""
     far = [i for i in scene.referable if math.dist(scene.center(i), position) > 3.0]
     found = scene.anchor(far, banned=banned)
     if found is None:
         return None
-    return _Draft(
-        f"{text}, {scene.say('towards', b=found[1])}", position, _bearing(position, scene.center(found[0]))
-    )
+    words = _marked("target", *found)
+    bearing = _bearing(position, scene.center(found[0]))
+    return _Draft(f"{text}, {scene.say('towards', b=words)}", position, bearing, parts)
 
 
 def _between_two(scene: _Scene) -> _Draft | None:
@@ -177,18 +238,21 @@ def _between_two(scene: _Scene) -> _Draft | None:
         return None
     end = scene.center(second[0])
     length = math.dist(start, end)
+    ends = {"a": _marked("place", *first), "b": _marked("far", *second)}
     if scene.rng.random() < 0.5:
-        amount, text = length / 2, scene.say("halfway", a=first[1], b=second[1])
+        amount, text = length / 2, scene.say("halfway", **ends)
+        parts = _parts("line", "to target", metres=(0.0, 0.0), share=(1.0, 0.0))
     else:
         amount = float(scene.rng.randint(2, max(2, min(10, int(length) - 2))))
-        text = f"{scene.metres(amount)} {scene.say('line', a=first[1], b=second[1])}"
+        text = f"{scene.metres(amount)} {scene.say('line', **ends)}"
+        parts = _parts("line", "to target", metres=(amount, 0.0))
     share = amount / length
     position = (start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1]))
     if scene.rng.random() < 0.3:
-        return _towards_other(scene, text, position, frozenset({first[0], second[0]}))
-    index, words = scene.rng.choice((first, second))
-    facing = scene.say("towards", b=words)
-    return _Draft(f"{text}, {facing}", position, _bearing(position, scene.center(index)))
+        return _towards_other(scene, text, position, frozenset({first[0], second[0]}), parts)
+    found = scene.rng.choice((first, second))
+    facing = scene.say("towards", b=_marked("target", *found))
+    return _Draft(f"{text}, {facing}", position, _bearing(position, scene.center(found[0])), parts)
 
 
 def _from_ego(scene: _Scene) -> _Draft:
@@ -201,7 +265,9 @@ def _from_ego(scene: _Scene) -> _Draft:
     facing = scene.rng.choice(("same", "opposite", "it", "away"))
     inward = _bearing((x, y), (0.0, 0.0))
     heading = {"same": 0.0, "opposite": math.pi, "it": inward, "away": inward + math.pi}[facing]
-    return _Draft(f"{text}, {scene.say(facing)}", (x, y), heading)
+    against = "car heading" if facing in ("same", "opposite") else "to car"
+    parts = _parts("car", against, _TURNS[facing], metres=(x, y))
+    return _Draft(f"{text}, {scene.say(facing)}", (x, y), heading, parts)
 
 
 def _near_one(scene: _Scene) -> _Draft | None:
@@ -209,38 +275,50 @@ def _near_one(scene: _Scene) -> _Draft | None:
     found = scene.anchor(scene.referable)
     if found is None:
         return None
-    position = _around(scene, scene.view.facts[found[0]].box, scene.rng.uniform(0.6, 4.0))
-    text = f"{scene.say('near')} {found[1]}"
-    yaw = scene.rng.uniform(-math.pi, math.pi)
+    position = _around(scene, scene.view.facts[found[0]].box, scene.rng.uniform(*NEAR))
+    text = f"{scene.say('near')} {_marked('place', *found)}"
+    yaw, banned = scene.rng.uniform(-math.pi, math.pi), frozenset({found[0]})
     if scene.rng.random() < 0.25:
-        return _towards_other(scene, text, position, frozenset({found[0]}))
-    seen = _seen(scene, position, yaw, frozenset({found[0]}))
-    return None if seen is None else _Draft(f"{text} {seen}", position, yaw)
+        return _towards_other(scene, text, position, banned, _parts("object", "to target"))
+    seen = _seen(scene, position, yaw, "with", "target", banned)
+    if seen is None:
+        return None
+    return _Draft(f"{text} {seen[0]}", position, yaw, _parts("object", "to target", seen[1]))
 
 
 def _between_views(scene: _Scene) -> _Draft | None:
-    """Two or three things seen to the sides, no place named."""
+    """Two things seen to the sides, no place named."""
     position = (scene.rng.uniform(-25.0, 25.0), scene.rng.uniform(-25.0, 25.0))
     yaw = scene.rng.uniform(-math.pi, math.pi)
-    first = _seen(scene, position, yaw, frozenset())
-    second = None if first is None else _seen(scene, position, yaw, frozenset(), but=first)
-    return None if first is None or second is None else _Draft(f"{first} {second}", position, yaw)
+    first = _seen(scene, position, yaw, "with", "place")
+    second = None if first is None else _seen(scene, position, yaw, "and", "far", frozenset({first[2]}))
+    if first is None or second is None:
+        return None
+    parts = _parts("line", "to place", first[1], share=(1.0, 0.0))
+    return _Draft(f"{first[0]} {second[0]}", position, yaw, parts)
 
 
-def _seen(scene: _Scene, position: Point, yaw: float, banned: frozenset[int], *, but: str = "") -> str | None:
-    """`with a bus on my right`: something within 20 m and 35 degrees of a quarter of the agent's view."""
+def _seen(
+    scene: _Scene, position: Point, yaw: float, how: str, role: _Role, banned: frozenset[int] = frozenset()
+) -> tuple[str, int, int] | None:
+    """`with a bus on my right`, the quarters from it to the heading, and the object.
+
+    Something within 20 m and 35 degrees of a quarter of the agent's view.
+    """
     quarters: dict[int, str] = {}
     for i in scene.referable:
         center = scene.center(i)
         angle = _bearing(position, center) - yaw
-        for name, middle in _QUARTERS.items():
-            off = abs(math.remainder(angle - middle, 2 * math.pi))
-            if off < _QUARTER_HALF and 2.0 < math.dist(position, center) < 20.0:
+        for name, (ahead, aside) in VIEWS.items():
+            off = abs(math.remainder(angle - math.atan2(aside, ahead), 2 * math.pi))
+            if off < QUARTER_HALF and 2.0 < math.dist(position, center) < 20.0:
                 quarters[i] = name
     found = scene.anchor(sorted(quarters), banned=banned)
-    if found is None or found[1] in but:
+    if found is None:
         return None
-    return scene.say(f"{'and' if but else 'with'} {quarters[found[0]]}", b=found[1])
+    quarter = list(VIEWS).index(quarters[found[0]])
+    text = scene.say(f"{how} {quarters[found[0]]}", b=_marked(role, *found, quarter))
+    return text, -quarter % 4, found[0]
 
 
 def _around(scene: _Scene, box: tuple[float, ...], gap: float) -> Point:
@@ -270,4 +348,8 @@ def _bearing(position: Point, target: Point) -> float:
 
 _Form = Callable[[_Scene], _Draft | None]
 _EXACT: tuple[tuple[_Form, float], ...] = ((_beside_vehicle, 0.55), (_between_two, 0.3), (_from_ego, 0.15))
-_VAGUE: tuple[tuple[_Form, float], ...] = ((_near_one, 0.75), (_between_views, 0.25))
+_VAGUE: tuple[tuple[_Form, float], ...] = (
+    (_near_one, 0.5),
+    (_beside_at_some_distance, 0.3),
+    (_between_views, 0.2),
+)

@@ -1,0 +1,214 @@
+"""The refiner of boxes: its geometry against plain loops, its loss, and that it learns a made-up shift."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from vlm_occ.encoders.refine import (
+    CHANNELS,
+    ENDS,
+    GROUND,
+    MARGIN,
+    MOST_POINTS,
+    SIDES,
+    BoxRefiner,
+    Refinement,
+    face_places,
+    points_of,
+    shaken,
+)
+from vlm_occ.encoders.voxel_tokens import Candidates
+from vlm_occ.geometry import box_corners, from_box_axes
+from vlm_occ.losses.refine import refine_loss
+
+
+def boxes_at_random(count: int, seed: int = 0) -> Tensor:
+    bits = torch.Generator().manual_seed(seed)
+    place = (torch.rand(count, 2, generator=bits) - 0.5) * 60
+    sizes = 0.5 + torch.rand(count, 3, generator=bits) * torch.tensor([8.0, 2.0, 2.5])
+    yaw = (torch.rand(count, 1, generator=bits) - 0.5) * 2 * math.pi
+    return torch.cat([place, sizes[:, 2:] / 2, sizes, yaw], dim=1)
+
+
+def saying(start: Tensor, truth: Tensor) -> Refinement:
+    """The look that leads from boxes to true ones, worked out box by box."""
+    rows = []
+    for a, b in zip(start.tolist(), truth.tolist(), strict=True):
+        dx, dy = b[0] - a[0], b[1] - a[1]
+        along = math.cos(a[6]) * dx + math.sin(a[6]) * dy
+        left = -math.sin(a[6]) * dx + math.cos(a[6]) * dy
+        turn = math.remainder(b[6] - a[6], 2 * math.pi)
+        wrong = abs(turn) > math.pi / 2
+        sizes = [math.log(q / p) for p, q in zip(a[3:6], b[3:6], strict=True)]
+        around = [math.sin(2 * turn), math.cos(2 * turn), 40.0 if wrong else -40.0]
+        rows.append([along, left, b[2] - a[2], *sizes, *around, 0.0, 0.0, 40.0])
+    return Refinement(start, torch.tensor(rows))
+
+
+def test_a_perfect_look_gives_the_true_boxes_and_costs_nothing() -> None:
+    start = boxes_at_random(20)
+    truth = start + 0.3 * torch.randn(20, 7, generator=torch.Generator().manual_seed(1))
+    truth[:, 3:6] = start[:, 3:6] * 1.2
+    truth[::2, 6] += math.pi
+    said = saying(start, truth)
+    found = said.refined()
+    torch.testing.assert_close(found[:, :6], truth[:, :6], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close((found[:, 6] - truth[:, 6]).cos(), torch.ones(20), atol=1e-5, rtol=0)
+    velocity = torch.full((20, 2), 2.0)
+    raw = said.raw.clone()
+    raw[:, 9:11] = from_box_axes(velocity, -start[:, 6]) / 2
+    said = Refinement(start, raw)
+    torch.testing.assert_close(said.velocity(), velocity, atol=1e-5, rtol=1e-5)
+    classes, seen = torch.zeros(20, dtype=torch.long), torch.ones(20, dtype=torch.bool)
+    assert refine_loss(said.raw, said.boxes, truth, velocity, classes, seen).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "cost"),
+    [(0, 2.0, 1.9), (4, 0.5, 2 * 0.45), (8, -80.0, 40.0), (11, -80.0, 40.0), (9, 1.0, 0.5 * 0.85)],
+)
+def test_each_error_costs_what_its_formula_says(column: int, change: float, cost: float) -> None:
+    # Smooth L1 beyond beta is |e| - beta / 2; a sure wrong logit of 40 costs 40.
+    start = boxes_at_random(1)
+    truth = start.clone()
+    truth[:, 6] += math.pi
+    raw = saying(start, truth).raw.clone()
+    raw[:, 9:11] = from_box_axes(torch.ones(1, 2), -start[:, 6]) / 2
+    raw[0, column] += change
+    args = (truth, torch.ones(1, 2), torch.zeros(1, dtype=torch.long))
+    loss = refine_loss(raw, start, *args, torch.tensor([True]))
+    assert loss.item() == pytest.approx(cost, rel=1e-3)
+    assert refine_loss(raw, start, *args, torch.tensor([False])).item() == pytest.approx(0.3 * cost, rel=1e-3)
+
+
+def test_unknown_velocities_cost_nothing() -> None:
+    start = boxes_at_random(2)
+    raw = torch.randn(2, CHANNELS)
+    known, unknown = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0], [math.nan, math.nan]])
+    classes, seen = torch.zeros(2, dtype=torch.long), torch.ones(2, dtype=torch.bool)
+    both = [refine_loss(raw, start, start, v, classes, seen) for v in (known, unknown)]
+    assert both[0][0] == both[1][0] and both[1][1] < both[0][1] and both[1].isfinite().all()
+
+
+def test_points_of_a_box_are_those_around_it_and_above_the_road() -> None:
+    bits = torch.Generator().manual_seed(3)
+    boxes = boxes_at_random(6)
+    points = torch.rand(4000, 5, generator=bits) * torch.tensor([60.0, 60, 4, 1, 0.5]) - torch.tensor(
+        [30.0, 30, 1, 0, 0]
+    )
+    own, real = points_of(points, boxes)
+    for n, box in enumerate(boxes.tolist()):
+        reach = math.hypot(box[3], box[4]) / 2 + MARGIN
+        expected = [
+            p
+            for p in points.tolist()
+            if abs(p[0] - box[0]) < reach
+            and abs(p[1] - box[1]) < reach
+            and GROUND < p[2] < box[2] + box[5] / 2 + 1
+        ]
+        assert int(real[n].sum()) == min(len(expected), MOST_POINTS)
+        torch.testing.assert_close(own[n, real[n]], torch.tensor(expected).reshape(-1, 5)[:MOST_POINTS])
+
+
+def test_of_many_points_evenly_chosen_ones_are_looked_at() -> None:
+    box = torch.tensor([[0.0, 0, 1, 4, 2, 2, 0]])
+    points = torch.zeros(1000, 5)
+    points[:, 2], points[:, 3] = 1.0, torch.arange(1000) / 1000
+    own, real = points_of(points, box)
+    assert real.all()
+    gaps = own[0, 1:, 3] - own[0, :-1, 3]
+    assert gaps.min() > 0.004 and gaps.max() < 0.009
+
+
+def test_the_places_lie_on_the_faces() -> None:
+    places = face_places()
+    assert places.shape == (2 * ENDS + 3 * SIDES, 3)
+    assert (places[:ENDS, 0] == 0.49).all() and (places[ENDS : 2 * ENDS, 0] == -0.49).all()
+    assert (places[2 * ENDS : 2 * ENDS + SIDES, 1] == 0.49).all() and (places[-SIDES:, 2] == 0.5).all()
+    assert places.abs().max() <= 0.5
+
+
+def test_the_refiner_looks_where_the_box_is() -> None:
+    torch.manual_seed(0)
+    refiner, boxes = BoxRefiner(4).eval(), boxes_at_random(3)
+    asked: list[Tensor] = []
+
+    def look(places: Tensor) -> tuple[Tensor, Tensor]:
+        asked.append(places)
+        return places * 0, torch.ones(len(places))
+
+    candidates = Candidates(torch.zeros(3, 2, dtype=torch.long), torch.ones(3), boxes, torch.zeros(3, 2))
+    found, looks = refiner.refine(candidates, torch.randn(3, 4), torch.zeros(0, 5), look)
+    torch.testing.assert_close(found.box[:, :6], boxes[:, :6])  # it starts as the identity
+    assert len(looks) == len(asked) == 2
+    corners = box_corners(boxes)
+    for n, places in enumerate(asked[0].unflatten(0, (3, -1))):
+        low, high = corners[n].amin(0), corners[n].amax(0)
+        assert ((places > low - 1e-3) & (places < high + 1e-3)).all()
+        torch.testing.assert_close(places.amax(0)[2], high[2], atol=1e-4, rtol=0)
+    nothing = Candidates(
+        *(part[:0] for part in (candidates.cell, candidates.score, boxes, candidates.velocity))
+    )
+    assert refiner.refine(nothing, torch.zeros(0, 4), torch.zeros(0, 5), look) == (nothing, ())
+
+
+def test_what_it_says_turns_with_the_scene_but_for_what_is_known_of_place() -> None:
+    # Points in a box's own axes are the same wherever the box points.
+    refiner = BoxRefiner(4).eval()
+    boxes = boxes_at_random(2)
+    points = torch.randn(50, 5) + torch.cat([boxes[0, :3], torch.zeros(2)])
+    turn = 0.7
+    rotation = torch.tensor([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    moved, other = boxes.clone(), points.clone()
+    moved[:, :2], moved[:, 6] = boxes[:, :2] @ rotation.T, boxes[:, 6] + turn
+    other[:, :2] = points[:, :2] @ rotation.T
+
+    def look(places: Tensor) -> tuple[Tensor, Tensor]:
+        return places * 0, torch.zeros(len(places))
+
+    seen = []
+    for box, cloud in ((boxes, points), (moved, other)):
+        contents = refiner.contents(box, torch.zeros(2, 6), torch.zeros(0, 5), look)
+        own = cloud.expand(2, -1, -1)
+        contents = type(contents)(
+            box, own, torch.ones(2, 50, dtype=torch.bool), contents.pixels, contents.known
+        )
+        seen.append(refiner._local_points(contents)[0])
+    torch.testing.assert_close(seen[0], seen[1], atol=1e-4, rtol=1e-4)
+
+
+def test_it_learns_to_undo_an_offset_that_the_points_show() -> None:
+    torch.manual_seed(0)
+    refiner = BoxRefiner(4)
+    optimizer = torch.optim.Adam(refiner.parameters(), 3e-3)
+    truth = boxes_at_random(24, seed=5)
+    rows = []
+    for box in truth:
+        flat = from_box_axes((torch.rand(60, 2) - 0.5) * box[3:5], box[6].expand(60))
+        rows.append(torch.cat([box[:2] + flat, box[2].expand(60, 1), torch.zeros(60, 2)], dim=1))
+    points = torch.cat(rows)
+
+    def look(places: Tensor) -> tuple[Tensor, Tensor]:
+        return places * 0, torch.zeros(len(places))
+
+    losses = []
+    for _ in range(60):
+        start = shaken(truth)
+        said = refiner(refiner.contents(start, torch.zeros(24, 6), points, look))
+        loss = refine_loss(
+            said.raw,
+            said.boxes,
+            truth,
+            torch.zeros(24, 2),
+            torch.zeros(24, dtype=torch.long),
+            torch.ones(24) > 0,
+        ).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-10:]) < 0.6 * sum(losses[:10])

@@ -1,0 +1,239 @@
+"""Boxes refined by what lies in them: LiDAR points and pixels on their faces, a detector's second stage.
+
+The bird's-eye view finds objects; where their ends are, which end is the front and whether they move is seen
+in the points and pixels themselves, as in the second stages of PointRCNN (Shi et al. 2019) and CenterPoint
+(Yin et al. 2021). The same small network looks twice: at the found box, then at what it made of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vlm_occ.encoders.voxel_tokens import Candidates
+from vlm_occ.geometry import from_box_axes, rotation_z
+
+MOST_POINTS = 160
+"""Points of a box that are looked at; of more, evenly chosen ones."""
+MARGIN = 1.5
+"""Metres around a box's circumscribed square in which points count as its own."""
+GROUND = 0.12
+"""Metres above the road below which a return is taken for the ground."""
+LONG, HIGH, FLAT = 10, 6, 4
+"""Pixels along a face, up an end, and up a side or across the top."""
+ENDS, SIDES = LONG * HIGH, LONG * FLAT
+PASSES = 2
+DROPOUT = 0.1
+POINT_CHANNELS = 11
+CHANNELS = 12
+"""Outputs: offset (3, metres along, left, up), log sizes (3), sin and cos of twice the turn of the axis,
+logit of being the wrong way round, velocity along and left (units of 2 m/s), logit of motion."""
+_ENCODED, _SEEN, _KNOWN, _JOINT = 96, 96, 128, 192
+_GEOMETRY = 11
+
+
+@dataclass(frozen=True)
+class BoxContents:
+    """What N boxes hold, in ego coordinates: independent of the boxes' headings but for the pixels."""
+
+    boxes: Tensor  # [N, 7]
+    points: Tensor  # [N, MOST_POINTS, 5] x, y, z (ego), intensity, age
+    real: Tensor  # bool [N, MOST_POINTS]: rows that are points
+    pixels: Tensor  # [N, 2 ENDS + 3 SIDES, 4]: colours in 0..1 - 0.5 and whether a camera sees the place
+    known: Tensor  # [N, C + 2]: bird's-eye features, velocity x, y (m/s)
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What one look says of N boxes."""
+
+    boxes: Tensor  # [N, 7] as they were
+    raw: Tensor  # [N, CHANNELS]
+
+    @property
+    def moving_logits(self) -> Tensor:
+        """Whether each moves [N]."""
+        return self.raw[:, 11]
+
+    def refined(self) -> Tensor:
+        """The boxes [N, 7] as they should be."""
+        shift = from_box_axes(self.raw[:, :2], self.boxes[:, 6])
+        turn = torch.atan2(self.raw[:, 6], self.raw[:, 7] + 1e-9) / 2 + math.pi * (self.raw[:, 8] > 0)
+        yaw = torch.remainder(self.boxes[:, 6] + turn + math.pi, 2 * math.pi) - math.pi
+        sizes = self.boxes[:, 3:6] * self.raw[:, 3:6].clamp(-2, 2).exp()
+        centre = [self.boxes[:, :2] + shift, self.boxes[:, 2:3] + self.raw[:, 2:3]]
+        return torch.cat([*centre, sizes, yaw[:, None]], dim=1)
+
+    def velocity(self) -> Tensor:
+        """Velocities [N, 2] in m/s, ego axes."""
+        return from_box_axes(2 * self.raw[:, 9:11], self.boxes[:, 6])
+
+
+def face_places() -> Tensor:
+    """Places [2 ENDS + 3 SIDES, 3] on the front, rear, left, right and top face, in units of the size."""
+    along = torch.linspace(-0.47, 0.47, LONG)
+    up, over = torch.linspace(-0.42, 0.42, HIGH), torch.linspace(-0.4, 0.4, FLAT)
+    end, side = torch.cartesian_prod(along, up), torch.cartesian_prod(along, over)
+    ends = [torch.cat([torch.full((ENDS, 1), x), end], dim=1) for x in (0.49, -0.49)]
+    sides = [torch.stack([side[:, 0], torch.full((SIDES,), y), side[:, 1]], dim=1) for y in (0.49, -0.49)]
+    return torch.cat([*ends, *sides, torch.cat([side, torch.full((SIDES, 1), 0.5)], dim=1)])
+
+
+def points_of(points: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Points in and around each box: [N, MOST_POINTS, 5] of points [M, 5], and which rows are some (bool)."""
+    own = points.new_zeros(len(boxes), MOST_POINTS, 5)
+    real = torch.zeros(len(boxes), MOST_POINTS, dtype=torch.bool, device=points.device)
+    points = points[points[:, 2] > GROUND]
+    if not len(points) or not len(boxes):
+        return own, real
+    reach = boxes[:, 3:5].norm(dim=1) / 2 + MARGIN
+    top = boxes[:, 2] + boxes[:, 5] / 2 + 1.0
+    inside = (points[:, 0] - boxes[:, :1]).abs() < reach[:, None]  # [N, M]
+    inside &= (points[:, 1] - boxes[:, 1:2]).abs() < reach[:, None]
+    inside &= points[:, 2] < top[:, None]
+    row, place = inside.nonzero(as_tuple=True)
+    count = inside.sum(1)
+    rank = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+    total = count[row].clamp(min=MOST_POINTS)  # of more points than there is room for, evenly chosen ones
+    slot, before = rank * MOST_POINTS // total, (rank - 1) * MOST_POINTS // total
+    kept = slot != before
+    own[row[kept], slot[kept]], real[row[kept], slot[kept]] = points[place[kept]], True
+    return own, real
+
+
+class BoxRefiner(nn.Module):
+    """Looks at boxes' contents and says how to move, turn and resize them, and how they move."""
+
+    def __init__(self, birds_eye: int) -> None:
+        super().__init__()
+        self.points = nn.Sequential(nn.Linear(POINT_CHANNELS, 64), nn.GELU(), nn.Linear(64, _ENCODED))
+        self.mixed = nn.Sequential(
+            nn.Linear(3 * _ENCODED, _ENCODED), nn.GELU(), nn.Linear(_ENCODED, _ENCODED)
+        )
+        self.ends, self.sides, self.top = (
+            nn.Linear(4 * ENDS, 64),
+            nn.Linear(4 * SIDES, 48),
+            nn.Linear(4 * SIDES, 48),
+        )
+        self.pixels = nn.Linear(2 * 64 + 3 * 48, _SEEN)
+        self.norm = nn.LayerNorm(birds_eye)
+        self.known = nn.Linear(birds_eye + _GEOMETRY, _KNOWN)
+        joint = 2 * _ENCODED + _SEEN + _KNOWN
+        self.joint = nn.Sequential(nn.LayerNorm(joint), nn.Linear(joint, _JOINT), nn.GELU())
+        self.middle = nn.Sequential(nn.Linear(_JOINT, _JOINT), nn.GELU())
+        self.out = nn.Linear(_JOINT, CHANNELS)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        self.register_buffer("places", face_places(), persistent=False)
+
+    @property
+    def learns(self) -> bool:
+        """Whether it is being trained: then boxes are shaken and turned round before a look."""
+        return self.training and self.top.weight.requires_grad
+
+    def forward(self, contents: BoxContents) -> Refinement:
+        """One look."""
+        boxes = contents.boxes
+        local, present = self._local_points(contents)
+        parts = [self._pooled(local, present), self._faces(contents.pixels), self._known(contents)]
+        hidden = functional.dropout(self.joint(torch.cat(parts, dim=-1)), DROPOUT, self.learns)
+        return Refinement(boxes, self.out(self.middle(hidden)).float())
+
+    def _local_points(self, contents: BoxContents) -> tuple[Tensor, Tensor]:
+        """Points as boxes see them [N, P, POINT_CHANNELS], and which are there [N, P, 1]."""
+        boxes, points = contents.boxes, contents.points.float()
+        flat = from_box_axes(points[..., :2] - boxes[:, None, :2], -boxes[:, 6])
+        local = torch.cat([flat, points[..., 2:3] - boxes[:, None, 2:3]], dim=-1)
+        age = points[..., 4:5]
+        sizes = boxes[:, None, 3:6].clamp(min=0.1) / 2
+        own = [local / 2, local / sizes, points[..., 3:4], age * 2, points[..., 2:3] / 2, flat * age]
+        present = contents.real[..., None].float()
+        return torch.cat(own, dim=-1) * present, present
+
+    def _pooled(self, local: Tensor, present: Tensor) -> Tensor:
+        """Two rounds of a network on each point and what all points say [N, 2 _ENCODED]."""
+        hidden = self.points(local)
+        low, mean = _pool(hidden, present)
+        spread = [part[:, None].expand_as(hidden) for part in (low, mean)]
+        return torch.cat(_pool(self.mixed(torch.cat([hidden, *spread], dim=-1)), present), dim=-1)
+
+    def _faces(self, pixels: Tensor) -> Tensor:
+        """What the pixels on the faces show [N, _SEEN]."""
+        front, rear, left, right, top = pixels.split([ENDS, ENDS, SIDES, SIDES, SIDES], dim=1)
+        looks = [self.ends(front.flatten(1)), self.ends(rear.flatten(1))]
+        looks += [self.sides(left.flatten(1)), self.sides(right.flatten(1)), self.top(top.flatten(1))]
+        return functional.gelu(self.pixels(functional.gelu(torch.cat(looks, dim=-1))))
+
+    def _known(self, contents: BoxContents) -> Tensor:
+        """What was known before [N, _KNOWN]."""
+        boxes, known = contents.boxes, contents.known.float()
+        yaw, distance = boxes[:, 6], boxes[:, :2].norm(dim=1)
+        bearing = torch.atan2(boxes[:, 1], boxes[:, 0] + 1e-6) - yaw
+        drift = (from_box_axes(known[:, -2:], -yaw) / 4).tanh()
+        count = contents.real.sum(1).float().log1p() / 5
+        columns = [distance / 20, bearing.cos(), bearing.sin(), yaw.cos(), yaw.sin(), count]
+        plain = torch.cat([boxes[:, 3:6].clamp(min=0.05).log(), drift, torch.stack(columns, dim=-1)], dim=-1)
+        return functional.gelu(self.known(torch.cat([self.norm(known[:, :-2]), plain], dim=-1)))
+
+    def refine(
+        self,
+        candidates: Candidates,
+        birds_eye: Tensor,
+        points: Tensor,
+        look: Callable[[Tensor], tuple[Tensor, Tensor]],
+    ) -> tuple[Candidates, tuple[Refinement, ...]]:
+        """Candidates of one scene with refined boxes and velocities, and what each look said.
+
+        `birds_eye` [N, C] features, `points` [M, 5] of the scene, `look` from places [P, 3] to colours [P, 3]
+        in 0..1 and how many cameras see each [P]. Without a candidate there is nothing to say.
+        """
+        known = torch.cat([birds_eye.detach().float(), candidates.velocity.detach().float()], dim=-1)
+        boxes, said = candidates.box.detach().float(), []
+        for _ in range(PASSES if len(boxes) else 0):
+            if self.learns:
+                boxes = shaken(boxes)
+            said.append(self(self.contents(boxes, known, points, look)))
+            boxes = said[-1].refined().detach()
+        if not said:
+            return candidates, ()
+        last = said[-1]
+        return replace(candidates, box=last.refined(), velocity=last.velocity()), tuple(said)
+
+    def contents(
+        self,
+        boxes: Tensor,
+        known: Tensor,
+        points: Tensor,
+        look: Callable[[Tensor], tuple[Tensor, Tensor]],
+    ) -> BoxContents:
+        """What boxes [N, 7] hold."""
+        places: Tensor = self.places  # type: ignore[assignment]
+        local = places * boxes[:, None, 3:6]
+        spots = local @ rotation_z(boxes[:, 6]).transpose(-1, -2) + boxes[:, None, :3]
+        colours, seen = look(spots.flatten(0, 1))
+        visible = seen[:, None] > 0
+        pixels = torch.cat([(colours.float() - 0.5) * visible, visible.float()], dim=-1)
+        return BoxContents(boxes, *points_of(points, boxes), pixels.unflatten(0, spots.shape[:2]), known)
+
+
+def _pool(values: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest and mean values [N, C] of the points [N, P, C] that are there; 0 without any."""
+    some = present.amax(1)
+    return (values - 1e4 * (1 - present)).amax(1) * some, (values * present).sum(1) / present.sum(1).clamp(
+        min=1
+    )
+
+
+def shaken(boxes: Tensor) -> Tensor:
+    """Boxes [N, 7], half of them a little off, half of them turned round: what the refiner learns from."""
+    noise = torch.randn_like(boxes) * (torch.rand_like(boxes[:, :1]) < 0.5)
+    centre = boxes[:, :3] + noise[:, :3] * boxes.new_tensor([0.25, 0.25, 0.1])
+    sizes = boxes[:, 3:6] * (0.08 * noise[:, 3:6]).exp()
+    turned = math.pi * (torch.rand_like(boxes[:, 6]) < 0.5)
+    yaw = boxes[:, 6] + math.radians(6) * noise[:, 6] + turned
+    return torch.cat([centre, sizes, yaw[:, None]], dim=1)
