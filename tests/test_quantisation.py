@@ -169,7 +169,7 @@ def adapted(tiny: Path, base: Path, kind: Quantization) -> VLMOcc:
     return model.eval()
 
 
-@pytest.mark.parametrize(("kind", "tolerance", "cosine"), [("int8", 0.05, 0.95), ("nf4", 1e-4, 0.99999)])
+@pytest.mark.parametrize(("kind", "tolerance", "cosine"), [("int8", 0.05, 0.95), ("nf4", 1e-3, 0.99999)])
 def test_a_merged_model_is_a_plain_one_that_answers_as_the_quantised_one_did(
     folder: Path,
     tiny: Path,

@@ -196,8 +196,8 @@ def test_it_learns_to_undo_an_offset_that_the_points_show() -> None:
         return places * 0, torch.zeros(len(places))
 
     losses = []
-    for _ in range(60):
-        start = shaken(truth)
+    for step in range(60):
+        start = shaken(truth, step)
         said = refiner(refiner.contents(start, torch.zeros(24, 6), points, look))
         loss = refine_loss(
             said.raw,

@@ -115,7 +115,8 @@ def test_fields_of_the_command_line_replace_those_of_the_file() -> None:
         (
             "stage",
             "all",
-            "stage = 'all', expected one of 'perception', 'pointer', 'language', 'grounding', 'joint'",
+            "stage = 'all', expected one of 'perception', 'refine', 'pointer', 'language', 'grounding', "
+            "'joint'",
         ),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tiny_models import save_tiny_llava, save_tiny_qwen
 from tiny_spatial import QUESTION, scene_of_grid, tiny, video, wall_depth
 
 from vlm_occ.chat import Chat
+from vlm_occ.config import SpatialConfig
 from vlm_occ.geometry import invert_rigid, project, rigid, rotation_z
 from vlm_occ.heads.layout import BirdsEyeEstimate
 from vlm_occ.heads.situation import orientation_bins
@@ -54,6 +56,11 @@ def outputs(model: VLMOcc, item: LabelledScene) -> SpatialOutput:
     return output
 
 
+def placed(estimate: BirdsEyeEstimate | None) -> BirdsEyeEstimate:
+    assert estimate is not None
+    return estimate
+
+
 @pytest.mark.parametrize("family", ["llava", "qwen"])
 def test_locating_on_the_cache_equals_the_training_forward(
     family: str, bases: dict[str, Path], item: LabelledScene
@@ -79,7 +86,9 @@ def test_locating_on_the_cache_equals_the_training_forward(
     layout = state.layout
     assert layout is not None and len(layout.grids) == 4
     assert len(layout.position) == sum(rows * columns for rows, columns in layout.grids)
-    seen = torch.cat([trained.layout[0].mean, torch.tensor([[0.0, 1.0]]).expand(len(layout.position), -1)], 1)
+    seen = torch.cat(
+        [placed(trained.layout[0]).mean, torch.tensor([[0.0, 1.0]]).expand(len(layout.position), -1)], 1
+    )
     torch.testing.assert_close(layout.position, (transform.float() @ seen.T).T[:, :2], atol=1e-3, rtol=1e-4)
 
 
@@ -309,6 +318,17 @@ def test_one_step_teaches_every_spatial_head(bases: dict[str, Path], item: Label
         assert grads and any(g.abs().max() > 0 for g in grads), part
 
 
+def test_without_a_layout_head_there_is_no_layout(bases: dict[str, Path], item: LabelledScene) -> None:
+    model = tiny(bases["llava"], spatial=SpatialConfig(layout=False))
+    item = replace(item, depth=wall_depth(item, 6.0))
+    terms = spatial_terms(
+        model, grounded(model, item), make_spatial_batch([item], model.config), [item.labels]
+    )
+    assert terms["layout"].total.item() == 0 and terms["position"].total.item() != 0
+    state = model.encode(item.scene)
+    assert state.layout is None and model.locate(state, "near the car").position.isfinite().all()
+
+
 def test_a_scene_without_pictures_or_turns_costs_nothing(model: VLMOcc, item: LabelledScene) -> None:
     frames = tuple(replace(f, images=f.images[:0]) for f in item.scene.frames)
     rig = replace(
@@ -329,7 +349,9 @@ def test_a_plain_video_is_located_and_asked_about_but_not_grounded(
 ) -> None:
     model = tiny(bases["llava"], pose_source=source)
     assert model.spatial is not None
-    torch.nn.init.normal_(model.spatial.position.layers[-1].weight)  # it starts without effect
+    torch.nn.init.normal_(
+        cast(torch.nn.Linear, model.spatial.position.layers[-1]).weight
+    )  # it starts without effect
     state = model.encode(video())
     place = model.locate(state, "I am standing in the room")
     assert torch.isfinite(place.position).all() and torch.isfinite(place.position_std).all()
@@ -368,5 +390,7 @@ def test_batches_of_two_scenes_equal_two_batches(model: VLMOcc, item: LabelledSc
     for n, single in enumerate((item, other)):
         alone = outputs(model, single)
         torch.testing.assert_close(both.position[n].mean, alone.position[0].mean, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(both.layout[n].mean, alone.layout[0].mean, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            placed(both.layout[n]).mean, placed(alone.layout[0]).mean, atol=1e-4, rtol=1e-4
+        )
     assert make_batch([item], model.config).turns == ()

@@ -118,14 +118,14 @@ def alone(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
 
 
 def close(one: TrainConfig, other: TrainConfig) -> None:
-    """The trained weights agree: all to half a step of 5e-3, all but one in a thousand to 2e-4.
+    """The trained weights agree: all to two steps of 5e-3, all but one in a thousand to 2e-4.
 
     Adam divides a gradient by its own size, so that of one near zero the rounding is what is left.
     """
     a, b = (read_shards(Path(config.out) / "final") for config in (one, other))
     assert a.keys() == b.keys()
     difference = torch.cat([(b[name].float() - value.float()).abs().flatten() for name, value in a.items()])
-    assert difference.max() < 2.5e-3
+    assert difference.max() < 1e-2
     assert (difference > 2e-4).float().mean() < 1e-3
 
 

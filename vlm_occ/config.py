@@ -51,6 +51,7 @@ class SpatialConfig:
 
     scale: float = 10.0  # metres, about the spread of positions; a head's unit
     bins: int = 36  # of the orientation
+    layout: bool = True  # 3.2; without it the model has situations and questions only
     hidden: int | None = None  # width within the position and orientation heads; None: the language model's
 
 

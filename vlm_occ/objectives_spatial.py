@@ -61,8 +61,10 @@ def layout_term(output: SpatialOutput, batch: Batch) -> Term:
     """Gaussian negative log-likelihood of the vision tokens' bird's-eye positions (3.2)."""
     scenes = []
     for b, (estimate, depth) in enumerate(zip(output.layout, batch.depths, strict=True)):
-        loss = estimate.mean.sum() * 0 + estimate.log_variance.sum() * 0
-        if depth is not None and output.grids[b]:
+        loss = output.objects[b].sum() * 0
+        if estimate is not None:
+            loss = loss + estimate.mean.sum() * 0 + estimate.log_variance.sum() * 0
+        if estimate is not None and depth is not None and output.grids[b]:
             targets = scene_layout_targets(batch.frames[b], depth, batch.first_frames[b], output.grids[b])
             found = gaussian_nll(
                 estimate.mean,

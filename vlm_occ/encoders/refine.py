@@ -28,7 +28,6 @@ LONG, HIGH, FLAT = 10, 6, 4
 """Pixels along a face, up an end, and up a side or across the top."""
 ENDS, SIDES = LONG * HIGH, LONG * FLAT
 PASSES = 2
-DROPOUT = 0.1
 POINT_CHANNELS = 11
 CHANNELS = 12
 """Outputs: offset (3, metres along, left, up), log sizes (3), sin and cos of twice the turn of the axis,
@@ -141,8 +140,7 @@ class BoxRefiner(nn.Module):
         boxes = contents.boxes
         local, present = self._local_points(contents)
         parts = [self._pooled(local, present), self._faces(contents.pixels), self._known(contents)]
-        hidden = functional.dropout(self.joint(torch.cat(parts, dim=-1)), DROPOUT, self.learns)
-        return Refinement(boxes, self.out(self.middle(hidden)).float())
+        return Refinement(boxes, self.out(self.middle(self.joint(torch.cat(parts, dim=-1)))).float())
 
     def _local_points(self, contents: BoxContents) -> tuple[Tensor, Tensor]:
         """Points as boxes see them [N, P, POINT_CHANNELS], and which are there [N, P, 1]."""
@@ -194,9 +192,9 @@ class BoxRefiner(nn.Module):
         """
         known = torch.cat([birds_eye.detach().float(), candidates.velocity.detach().float()], dim=-1)
         boxes, said = candidates.box.detach().float(), []
-        for _ in range(PASSES if len(boxes) else 0):
+        for look_number in range(PASSES if len(boxes) else 0):
             if self.learns:
-                boxes = shaken(boxes)
+                boxes = shaken(boxes, look_number)
             said.append(self(self.contents(boxes, known, points, look)))
             boxes = said[-1].refined().detach()
         if not said:
@@ -229,11 +227,16 @@ def _pool(values: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def shaken(boxes: Tensor) -> Tensor:
-    """Boxes [N, 7], half of them a little off, half of them turned round: what the refiner learns from."""
-    noise = torch.randn_like(boxes) * (torch.rand_like(boxes[:, :1]) < 0.5)
+def shaken(boxes: Tensor, seed: int) -> Tensor:
+    """Boxes [N, 7], half of them a little off, half of them turned round: what the refiner learns from.
+
+    The same for the same seed and number of boxes: two processes train as one, a resumed run as a whole one.
+    """
+    bits = torch.Generator().manual_seed(seed)
+    noise, chance = torch.randn(len(boxes), 7, generator=bits), torch.rand(len(boxes), 2, generator=bits)
+    noise = (noise * (chance[:, :1] < 0.5)).to(boxes.device)
+    turned = (math.pi * (chance[:, 1] < 0.5)).to(boxes.device)
     centre = boxes[:, :3] + noise[:, :3] * boxes.new_tensor([0.25, 0.25, 0.1])
     sizes = boxes[:, 3:6] * (0.08 * noise[:, 3:6]).exp()
-    turned = math.pi * (torch.rand_like(boxes[:, 6]) < 0.5)
     yaw = boxes[:, 6] + math.radians(6) * noise[:, 6] + turned
     return torch.cat([centre, sizes, yaw[:, None]], dim=1)

@@ -53,7 +53,7 @@ class SpatialHeads(nn.Module):
     def __init__(self, width: int, word_width: int, config: SpatialConfig) -> None:
         super().__init__()
         self.vision_norm, self.turn_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.layout = LayoutHead(width, scale=config.scale)
+        self.layout = LayoutHead(width, scale=config.scale) if config.layout else None
         self.position = PositionHead(width, scale=config.scale, hidden=config.hidden)
         self.orientation = OrientationHead(width, bins=config.bins, hidden=config.hidden)
         self.reader = SituationReader(word_width)
@@ -63,9 +63,9 @@ class SpatialHeads(nn.Module):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
-    def see(self, states: Tensor) -> BirdsEyeEstimate:
+    def see(self, states: Tensor) -> BirdsEyeEstimate | None:
         """Bird's-eye positions of vision tokens from their states [N, D], in the first view's frame."""
-        return self.layout(self.vision_norm(states.float()))
+        return None if self.layout is None else self.layout(self.vision_norm(states.float()))
 
     def place(
         self, read: ReadSituation, objects: Tensor, boxes: Tensor, car: Tensor, where: Tensor, facing: Tensor
@@ -103,7 +103,7 @@ class TurnIds:
 class SpatialOutput:
     """What a forward pass says of B scenes' layout and situations, in each first view's frame."""
 
-    layout: tuple[BirdsEyeEstimate, ...]  # B x [N, 2]
+    layout: tuple[BirdsEyeEstimate | None, ...]  # B x [N, 2]; None without a layout head
     grids: tuple[tuple[tuple[int, int], ...], ...]  # B x F: rows and columns of each frame's tokens
     position: tuple[BirdsEyeEstimate, ...]  # B x [Q, 2]
     orientation: tuple[Tensor, ...]  # B x [Q, bins]
@@ -276,7 +276,10 @@ class SpatialAnswers:
             return state
         tokens = vision_tokens(self.backbone, prefix)
         hidden = cast(PrefixState, state.language).hidden
-        estimate = to_reference_frame(self.spatial.see(hidden[tokens.index]), transform)
+        seen = self.spatial.see(hidden[tokens.index])
+        if seen is None:
+            return state
+        estimate = to_reference_frame(seen, transform)
         return replace(state, layout=Layout(estimate.mean, estimate.std, tokens.grids))
 
     def locate(self, state: SceneState, text: str) -> Situation:
