@@ -133,7 +133,7 @@ class Scenes:
 
 
 def test_the_command_writes_the_fields_that_others_read(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     item = scene_of_grid()
     item = replace(item, depth=wall_depth(item, 6.0))
@@ -150,6 +150,12 @@ def test_the_command_writes_the_fields_that_others_read(
         assert part["qa"]["counting"]["n"] == 2
     assert result["localisation"]["n"] == 2 and "commit" in result["protocol"]
     assert "OTHER DATA" in result["published"]["data"]
+    told = capsys.readouterr().out
+    assert "exact situations (n = 2): within 0.5m" in told and "questions, counting (n = 2)" in told
+    assert main([*arguments, "--no-questions"]) == 0
+    result = json.loads(out.read_text())
+    assert result["localisation"]["n"] == 2 and result["qa"]["overall"]["n"] == 0
+    assert result["protocol"]["questions"] == "none asked"
 
 
 def test_wrong_use_is_refused(base: Path, tmp_path: Path) -> None:

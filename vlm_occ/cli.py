@@ -81,6 +81,7 @@ def build_parser() -> Parser:
         "--ablation", nargs="*", default=[], metavar="STEP=MODEL", help="with --spatial: other models"
     )
     evaluate.add_argument("--keep", metavar="DIR", help="with --spatial: keep simulated scenes here")
+    evaluate.add_argument("--no-questions", action="store_true", help="with --spatial: ask no questions")
 
     commands.add_parser("doctor", help="what is installed, what runs, what is missing and how to mend it")
     return parser

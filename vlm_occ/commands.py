@@ -180,16 +180,18 @@ def evaluate_spatial(arguments: argparse.Namespace) -> None:
     steps = [step.partition("=") for step in arguments.ablation]
     if odd := [step for step, equals, model in steps if not (equals and model)]:
         raise ValueError(f"--ablation {odd[0]!r}, expected STEP=MODEL, such as situation=runs/a/final")
-    from vlm_occ.eval.spatial_report import spatial_command
+    from vlm_occ.eval.spatial_report import format_spatial, spatial_command
 
-    spatial_command(
+    result = spatial_command(
         arguments.model,
         arguments.split,
         arguments.out,
         scenes=arguments.scenes,
         ablation={step: model for step, _, model in steps},
         folder=arguments.keep,
+        questions=not arguments.no_questions,
     )
+    print(format_spatial(result))
 
 
 def _load_scene(arguments: argparse.Namespace) -> Scene:

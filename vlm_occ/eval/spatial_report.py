@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +23,8 @@ from vlm_occ.types import SituationQuery
 
 SENTENCES = 8
 """Situations, and as many questions, of each scene in each of the two lexicons."""
+
+ACCURACIES = ("acc_0.5m", "acc_1m", "acc_15deg", "acc_30deg")
 
 PUBLISHED: dict[str, object] = {
     "data": "SQA3D's 719 test situations in ScanNet rooms: OTHER DATA than the simulated drives of this file",
@@ -48,21 +51,23 @@ def spatial_command(
     scenes: int = 200,
     ablation: Mapping[str, str] | None = None,
     folder: str | None = None,
+    questions: bool = True,
 ) -> dict[str, object]:
     """Figures of a model on simulated drives, written to `out`; `ablation` names other models by their step.
 
-    `folder` keeps the scenes between runs. ValueError where a model has no spatial heads.
+    `folder` keeps the scenes between runs; without `questions`, which take most of the time, none is asked. ValueError where a model has no spatial heads.
     """
     vlm = load_spatial(model)
     source = open_spatial(split, scenes, vlm, folder=folder)
-    records, bounds = evaluate_source(vlm, source)
+    records, bounds = evaluate_source(vlm, source, answers=questions)
     result = spatial_figures(records)
     localisation = result["localisation"]
     assert isinstance(localisation, dict)
     localisation["vague_sentence_bound"] = uncertainty_figures(bounds)
     steps: dict[str, object] = {}
     for name, path in (ablation or {}).items():
-        steps[name] = {"model": path, **spatial_figures(evaluate_source(load_spatial(path), source)[0])}
+        found, _ = evaluate_source(load_spatial(path), source, answers=questions)
+        steps[name] = {"model": path, **spatial_figures(found)}
     result["ablation"] = steps
     result["published"] = PUBLISHED
     about = protocol(vlm, model, source, split, "sim")
@@ -71,7 +76,9 @@ def spatial_command(
     result["protocol"] = {
         **about,
         "situations": f"{SENTENCES} a scene and lexicon, about half of them exact; a bound is met strictly below it",
-        "questions": f"{SENTENCES} a scene and lexicon; exact match after the normalisation of LEO",
+        "questions": f"{SENTENCES} a scene and lexicon; exact match after the normalisation of LEO"
+        if questions
+        else "none asked",
         "layout": "vision tokens whose surface is within 30 m, exact depth; median over tokens",
         "intervals": "95 % percentile bootstrap over scenes",
     }
@@ -106,7 +113,9 @@ def open_spatial(split: str, scenes: int, model: VLMOcc, *, folder: str | None =
     )
 
 
-def evaluate_source(model: VLMOcc, source: SimulatedScenes) -> tuple[SpatialRecords, list[Located]]:
+def evaluate_source(
+    model: VLMOcc, source: SimulatedScenes, *, answers: bool = True
+) -> tuple[SpatialRecords, list[Located]]:
     """Records of every scene, and for each vague situation the best that its sentence allows."""
     from tqdm import tqdm
 
@@ -115,7 +124,7 @@ def evaluate_source(model: VLMOcc, source: SimulatedScenes) -> tuple[SpatialReco
     records, bounds = SpatialRecords(), []
     for index in tqdm(range(len(source)), unit="scene", desc="spatial"):
         item, facts = source.with_facts(index)
-        records.extend(evaluate_spatial_scene(model, item))
+        records.extend(evaluate_spatial_scene(model, item, answers=answers))
         seed = split_seed(source.split, index)
         for told, allowed in allowed_poses(facts, seed=seed, count=source.num_situations):
             if allowed is not None:
@@ -151,3 +160,22 @@ def spatial_figures(records: SpatialRecords) -> dict[str, object]:
     }
 
 
+def format_spatial(result: Mapping[str, Any]) -> str:
+    """The main figures as text, in percent and metres."""
+    found, lines = result["localisation"], []
+    for name, part in (("exact situations", found), ("their held-out words", found["heldout_words"])):
+        if part["n"]:
+            shares = [
+                f"{key.removeprefix('acc_')} {100 * part[key]:.1f}" for key in part if key in ACCURACIES
+            ]
+            lines.append(f"{name} (n = {part['n']}): within {', '.join(shares)} %")
+    for name in ("vague", "vague_sentence_bound"):
+        if found[name]["n"]:
+            likelihood = f"position {found[name]['position_nll']:.2f}, heading {found[name]['yaw_nll']:.2f} nats"
+            lines.append(f"{name.replace('_', ' ')} (n = {found[name]['n']}): {likelihood}")
+    if result["layout"]["n"]:
+        lines.append(f"layout (n = {result['layout']['n']}): median {result['layout']['median_error_m']:.2f} m")
+    for name, part in result["qa"].items():
+        if part["n"]:
+            lines.append(f"questions, {name} (n = {part['n']}): {100 * part['accuracy']:.1f} % right")
+    return "\n".join(lines)
