@@ -84,7 +84,7 @@ def test_gaps_of_boxes_in_a_row_are_the_distances_of_their_facing_sides() -> Non
 
 def test_pairs_say_where_one_lies_seen_by_the_viewer_and_by_the_other() -> None:
     boxes = some_boxes(6)
-    pairs = pair_features(boxes)
+    pairs = pair_features(boxes, footprint_gaps(boxes))
     for n in range(6):
         for m in range(6):
             to_n = complex(*boxes[n, :2].tolist()) - complex(*boxes[m, :2].tolist())
@@ -104,7 +104,7 @@ def test_pairs_say_where_one_lies_seen_by_the_viewer_and_by_the_other() -> None:
 def test_a_mirrored_scene_has_mirrored_pairs() -> None:
     boxes = some_boxes(8)
     mirrored = boxes * torch.tensor([1.0, -1, 1, 1, 1, 1, -1])
-    straight, turned = pair_features(boxes), pair_features(mirrored)
+    straight, turned = (pair_features(b, footprint_gaps(b)) for b in (boxes, mirrored))
     left = [1, 3, 6, 8, 10, 13, 20, 22]  # what tells left from right
     signs = torch.ones(straight.shape[-1]).index_fill(0, torch.tensor(left), -1.0)
     torch.testing.assert_close(turned, straight * signs, atol=1e-4, rtol=1e-4)

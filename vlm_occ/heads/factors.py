@@ -59,8 +59,11 @@ def footprint_gaps(boxes: Tensor) -> Tensor:
     return (offset.norm(dim=-1) - own - own.T).clamp(min=0)
 
 
-def pair_features(boxes: Tensor) -> Tensor:
-    """Where box n [N, 7] lies to box m, for the viewer and for m itself: [N, N, PAIR_CHANNELS]."""
+def pair_features(boxes: Tensor, gaps: Tensor) -> Tensor:
+    """Where box n [N, 7] lies to box m, for the viewer and for m itself: [N, N, PAIR_CHANNELS].
+
+    `gaps` [N, N] are those of `footprint_gaps`.
+    """
     centre = boxes[:, :2]
     offset = centre[:, None] - centre[None]  # [N, N, 2] from m to n
     distance, span = offset.norm(dim=-1), centre.norm(dim=-1)
@@ -68,14 +71,14 @@ def pair_features(boxes: Tensor) -> Tensor:
     ray = centre / span.clamp(min=0.1)[:, None]
     heading = torch.stack([boxes[:, 6].cos(), boxes[:, 6].sin()], dim=-1)
     axes = [*_along(offset, ray), *_along(offset, heading)]  # 4 of [N, N]
-    gap, near = footprint_gaps(boxes), distance.clamp(min=0.1)
+    near = distance.clamp(min=0.1)
     same = (distance == 0).to(distance.dtype)
     lengths = torch.stack([*axes, further, offset[..., 0], offset[..., 1]], dim=-1)
     parts = [
         (lengths / 2).tanh(),
         (lengths / 10).tanh(),
-        torch.stack([(-gap / scale).exp() for scale in (1.5, 4.0, 10.0)], dim=-1),
-        torch.stack([gap.log1p() / 2, distance.log1p() / 2, *(axis / near for axis in axes), same], dim=-1),
+        torch.stack([(-gaps / scale).exp() for scale in (1.5, 4.0, 10.0)], dim=-1),
+        torch.stack([gaps.log1p() / 2, distance.log1p() / 2, *(axis / near for axis in axes), same], dim=-1),
     ]
     return torch.cat(parts, dim=-1)
 
@@ -118,9 +121,11 @@ class FactorHead(nn.Module):
         meant, anchor = (weight[..., None] * functional.logsigmoid(unary)).sum(2).unbind(1)  # [Q, N]
         itself = torch.eye(boxes.shape[0], device=boxes.device)  # `len` would fix N in an export
         to_anchor = (2 * anchor[:, None] - 1e4 * itself).softmax(-1)  # [Q, N, N]: weight of m seen from n
-        relation = self._relation(read[:, count], to_anchor, boxes)
+        gaps = footprint_gaps(boxes)
+        relation = self._relation(read[:, count], to_anchor, pair_features(boxes, gaps))
         filtered = meant + share[:, count, None] * functional.logsigmoid(relation)
-        order = self._order(read[:, count + 1], filtered.exp(), to_anchor, boxes, 1 - itself)
+        apart = (to_anchor * gaps).sum(-1)  # [Q, N]: from what is related
+        order = self._order(read[:, count + 1], filtered.exp(), apart, boxes, 1 - itself)
         logits = self.sharpness.exp() * (filtered + share[:, count + 1, None] * order) + self.offset
         several = self.several(read[:, count + 2])[:, 0]
         return Factors(logits, unary, relation, anchor, order, stated, several)
@@ -131,20 +136,20 @@ class FactorHead(nn.Module):
         known = self.tokens(tokens).unflatten(-1, (len(UNARY), self.depth))  # [N, F, d]
         return torch.einsum("qrfd,nfd->qrfn", asked, known) / math.sqrt(self.depth) + self.bias[:, None]
 
-    def _relation(self, read: Tensor, to_anchor: Tensor, boxes: Tensor) -> Tensor:
+    def _relation(self, read: Tensor, to_anchor: Tensor, features: Tensor) -> Tensor:
         """Logits [Q, N] of standing in the relation to what the sentence relates to."""
-        pairs = self.pairs(pair_features(boxes))  # [N, N, d]
+        pairs = self.pairs(features)  # [N, N, d]
         asked = self.relation(read) / math.sqrt(self.depth)
         each = torch.einsum("qd,nmd->qnm", asked, pairs) + self.relation_bias
         return torch.logit((to_anchor * each.sigmoid()).sum(-1), eps=1e-4)
 
-    def _order(self, read: Tensor, meant: Tensor, to_anchor: Tensor, boxes: Tensor, others: Tensor) -> Tensor:
+    def _order(self, read: Tensor, meant: Tensor, apart: Tensor, boxes: Tensor, others: Tensor) -> Tensor:
         """Logits [Q, N] of having the rank that is asked for among the tokens that are `meant` [Q, N]."""
         x, y, z = boxes[:, 0], boxes[:, 1], boxes[:, 2]
         volume = boxes[:, 3:6].clamp(min=0.05).log().sum(-1)
         distance, bearing = boxes[:, :2].norm(dim=-1), torch.atan2(y, x + 1e-6)
         keys = torch.stack([distance / 1.5, y, bearing * (60 / math.pi), volume / 0.34, z])  # [K, N], margins
-        gap = (to_anchor * footprint_gaps(boxes)).sum(-1) / 1.5  # [Q, N]
+        gap = apart / 1.5  # [Q, N]
         fore, after = _before(keys) * others, _before(-keys) * others
         near, far = _before(gap) * others, _before(-gap) * others
         ranks = [torch.einsum("qm,knm->qkn", meant, part) for part in (fore, after)]
