@@ -173,7 +173,7 @@ class Told(FactorHead):
         logits = torch.where(self.roles, 20.0, -20.0)[None, :, None]  # [1, ROLES, 1, N]
         return logits.expand(len(read), -1, len(UNARY), -1)
 
-    def _relation(self, read: Tensor, to_anchor: Tensor, boxes: Tensor) -> Tensor:
+    def _relation(self, read: Tensor, to_anchor: Tensor, features: Tensor) -> Tensor:
         return torch.where(self.related, 20.0, -20.0).expand(len(read), -1)
 
 
