@@ -272,6 +272,18 @@ def test_a_pointer_run_looks_once_at_a_scene_and_learns_which_token_each_sentenc
     assert not [name for name in changed if not name.startswith(ours)]
 
 
+def test_a_refine_run_trains_what_refines_boxes_and_nothing_else(
+    tiny: Path, scenes: list[LabelledScene], tmp_path: Path
+) -> None:
+    config = replace(tiny_config(tiny, tmp_path / "run"), stage="refine", steps=30)
+    changed = changed_by(config, [candidates_as_objects(config, scenes[0])])
+    assert changed and all(name.startswith("perception.refiner.") for name in changed)
+    lines = log_of(config)
+    assert set(lines[0]) == {"step", "refine", "total", "norm"}
+    assert lines[-1]["refine"] < 0.5 * lines[0]["refine"]
+    assert not load_checkpoint(config.out + "/final").config.trained  # its heads are not
+
+
 def test_only_ours_is_trained_and_the_base_model_stays_frozen(tiny: Path, tmp_path: Path) -> None:
     config = tiny_config(tiny, tmp_path)
     model = initial_model(config)
