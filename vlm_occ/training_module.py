@@ -61,6 +61,7 @@ class TrainingModule(Trainee[VLMOcc]):
         self.cache: dict[str, PerceptionOutput] = {}
         self.language: KeptLanguage | None = None
         keep_clips(model, keep=not config.data.augment)
+        model.perception.refiner.shakes = config.stage in TRUNK_STAGES
         layers = model.backbone.language_model.layers
         self._no_split_modules = [type(layers[0]).__name__]  # what accelerate shards one by one under FSDP
 

@@ -129,11 +129,7 @@ class BoxRefiner(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         self.register_buffer("places", face_places(), persistent=False)
-
-    @property
-    def learns(self) -> bool:
-        """Whether it is being trained: then boxes are shaken and turned round before a look."""
-        return self.training and self.top.weight.requires_grad
+        self.shakes = False  # in training boxes are shaken before a look; not where heads read what comes out
 
     def forward(self, contents: BoxContents) -> Refinement:
         """One look."""
@@ -193,7 +189,7 @@ class BoxRefiner(nn.Module):
         known = torch.cat([birds_eye.detach().float(), candidates.velocity.detach().float()], dim=-1)
         boxes, said = candidates.box.detach().float(), []
         for look_number in range(PASSES if len(boxes) else 0):
-            if self.learns:
+            if self.shakes and self.training:
                 boxes = shaken(boxes, look_number)
             said.append(self(self.contents(boxes, known, points, look)))
             boxes = said[-1].refined().detach()
