@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlm_occ.encoders.voxel_tokens import Candidates
-from vlm_occ.geometry import from_box_axes, rotation_z
+from vlm_occ.geometry import from_box_axes, rotation_z, wrap_angle
 
 MOST_POINTS = 160
 """Points of a box that are looked at; of more, evenly chosen ones."""
@@ -63,7 +63,7 @@ class Refinement:
         """The boxes [N, 7] as they should be."""
         shift = from_box_axes(self.raw[:, :2], self.boxes[:, 6])
         turn = torch.atan2(self.raw[:, 6], self.raw[:, 7] + 1e-9) / 2 + math.pi * (self.raw[:, 8] > 0)
-        yaw = torch.remainder(self.boxes[:, 6] + turn + math.pi, 2 * math.pi) - math.pi
+        yaw = wrap_angle(self.boxes[:, 6] + turn)
         sizes = self.boxes[:, 3:6] * self.raw[:, 3:6].clamp(-2, 2).exp()
         centre = [self.boxes[:, :2] + shift, self.boxes[:, 2:3] + self.raw[:, 2:3]]
         return torch.cat([*centre, sizes, yaw[:, None]], dim=1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vlm_occ.geometry import from_box_axes
+from vlm_occ.geometry import from_box_axes, wrap_angle
 from vlm_occ.types import TALK2OCC_CLASSES
 
 HEADED = (
@@ -34,7 +34,7 @@ def refine_loss(
     flat = from_box_axes(boxes[:, :2] - start[:, :2], -start[:, 6])
     offset = torch.cat([flat, boxes[:, 2:3] - start[:, 2:3]], dim=1)
     sizes = (boxes[:, 3:6] / start[:, 3:6]).log().clamp(-1.5, 1.5)
-    turn = torch.remainder(boxes[:, 6] - start[:, 6] + math.pi, 2 * math.pi) - math.pi
+    turn = wrap_angle(boxes[:, 6] - start[:, 6])
     axis = torch.stack([(2 * turn).sin(), (2 * turn).cos()], dim=-1)
     wrong_way = (turn.abs() > math.pi / 2).float()
     known = ~velocities.isnan().any(1)
