@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from vlm_occ.encoders.voxel_queries import (
@@ -68,6 +68,23 @@ def test_attention_samples_where_its_offsets_point_in_cells_of_each_level() -> N
     out = attention(torch.zeros(1, 2, 4), place, levels)[0]
     torch.testing.assert_close(out[0, :2], levels[0][0, :2, 1, 3])  # row 1, column 2 + 1
     torch.testing.assert_close(out[1, 2:], levels[1][0, 2:, 0, 1])  # row 1 - 1, column 1
+
+
+def test_few_queries_on_large_maps_get_what_projecting_every_cell_gives() -> None:
+    torch.manual_seed(2)
+    attention = DeformableAttention(8, heads=2, levels=2, points=3)
+    projections = [nn.Conv2d(3, 8, 1), nn.Conv2d(5, 8, 1)]
+    levels = [torch.randn(2, 3, 12, 20, requires_grad=True), torch.randn(2, 5, 6, 10, requires_grad=True)]
+    query, place = torch.randn(2, 3, 8), torch.rand(2, 3, 2) * 1.2 - 0.1  # some outside
+    nn.init.normal_(attention.offsets.weight)
+    few = attention(query, place, levels, projections)  # 36 samples of 300 cells
+    many = attention(query.repeat(1, 20, 1), place.repeat(1, 20, 1), levels, projections)  # the cells first
+    torch.testing.assert_close(few, many[:, :3], atol=1e-5, rtol=1e-4)
+    inputs = [*levels, attention.value.bias, projections[0].weight, projections[1].bias]
+    ours = torch.autograd.grad(few.square().sum(), inputs)
+    theirs = torch.autograd.grad(many.square().sum() / 20, inputs)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
 
 
 def test_fresh_heads_look_in_different_directions() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from vlm_occ.encoders.camera import NEAREST
@@ -81,20 +82,69 @@ class DeformableAttention(nn.Module):
         with torch.no_grad():
             self.offsets.bias.copy_(start.reshape(-1))
 
-    def forward(self, query: Tensor, place: Tensor, levels: Sequence[Tensor]) -> Tensor:
-        """From `query` [B, Q, D] at `place` [B, Q, 2] (x, y in [0, 1]) to `levels` [B, D, h, w]."""
+    def forward(
+        self,
+        query: Tensor,
+        place: Tensor,
+        levels: Sequence[Tensor],
+        projections: Sequence[nn.Conv2d] | None = None,
+    ) -> Tensor:
+        """From `query` [B, Q, D] at `place` [B, Q, 2] (x, y in [0, 1]) to `levels` [B, D, h, w].
+
+        With `projections` (1x1 convolutions to D channels) levels [B, C_i, h, w] are looked at through them.
+        """
         heads, count, points = self.splits
         if len(levels) != count:
             raise ValueError(f"{len(levels)} feature levels, this attention is built for {count}")
         sizes = [(level.shape[2], level.shape[3]) for level in levels]
-        value = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # [B, cells, D]
-        value = self.value(value).unflatten(-1, (heads, -1))
         offsets = self.offsets(query).unflatten(-1, (heads, count, points, 2)).float()
         weights = self.weights(query).unflatten(-1, (heads, count * points)).softmax(-1)
+        weights = weights.unflatten(-1, (count, points))
         extent = place.new_tensor([[w, h] for h, w in sizes])[:, None]  # [levels, 1, 2]
         locations = place[:, :, None, None, None] + offsets / extent  # [B, Q, heads, levels, points, 2]
-        attended = sample_levels(value, sizes, locations, weights.unflatten(-1, (count, points)))
-        return self.out(attended)
+        if query.shape[1] * heads * count * points < sum(h * w for h, w in sizes):
+            return self.out(self._sampled_first(levels, projections, locations, weights))
+        if projections is not None:
+            levels = [project(level) for project, level in zip(projections, levels, strict=True)]
+        value = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # [B, cells, D]
+        value = self.value(value).unflatten(-1, (heads, -1))
+        return self.out(sample_levels(value, sizes, locations, weights))
+
+    def _sampled_first(
+        self,
+        levels: Sequence[Tensor],
+        projections: Sequence[nn.Conv2d] | None,
+        locations: Tensor,
+        weights: Tensor,
+    ) -> Tensor:
+        """What `sample_levels` gives of the values, [B, Q, D], by projecting the samples and not the cells.
+
+        Sampling is linear, so both are equal; places outside a map give zero and no bias. With few queries on
+        a large map it is a small part of the work.
+        """
+        heads = weights.shape[2]
+        places = locations.transpose(1, 2).flatten(1, 2) * 2 - 1  # [B, heads Q, levels, points, 2]
+        shares = weights.transpose(1, 2).flatten(1, 2).float()  # [B, heads Q, levels, points]
+        summed, inside = places.new_zeros(()), places.new_zeros(())
+        with torch.autocast(places.device.type, enabled=False):
+            for number, level in enumerate(levels):
+                spots, share = places[:, :, number], shares[:, None, :, number]
+                seen = functional.grid_sample(level.float(), spots, align_corners=False)
+                seen = (seen * share).sum(-1)  # [B, C, heads Q]
+                ones = torch.ones(1, 1, *level.shape[2:], device=level.device).expand(len(level), -1, -1, -1)
+                share = (functional.grid_sample(ones, spots, align_corners=False) * share).sum(-1)
+                if projections is not None:
+                    project = projections[number]
+                    assert project.bias is not None
+                    seen = torch.einsum("bcq,dc->bdq", seen, project.weight[:, :, 0, 0])
+                    seen = seen + project.bias[:, None] * share
+                summed, inside = summed + seen, inside + share
+            summed = summed.unflatten(2, (heads, -1))  # [B, D, heads, Q]
+            weight = self.value.weight.unflatten(0, (heads, -1))  # [heads, d, D]
+            bias = self.value.bias.unflatten(0, (heads, -1))
+            value = torch.einsum("bchq,hdc->bqhd", summed, weight)
+            value = value + bias * inside[:, 0].unflatten(1, (heads, -1)).transpose(1, 2)[..., None]
+        return value.flatten(2)
 
 
 def sample_levels(

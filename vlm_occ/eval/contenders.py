@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -13,6 +14,7 @@ from vlm_occ.eval.evaluate import Scenes, record, true_voxels
 from vlm_occ.eval.metrics import QueryRecord
 from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.models.baselines import Baseline
+from vlm_occ.models.kept_features import KeptFeatures
 from vlm_occ.models.references import RandomReference
 from vlm_occ.types import GroundingResult, LabelledScene
 from vlm_occ.voxels import voxels_in_box
@@ -42,13 +44,20 @@ class Scores:
 
 @torch.no_grad()
 def answer(
-    model: VLMOcc | Baseline | RandomReference, item: LabelledScene, texts: Sequence[str]
+    model: VLMOcc | Baseline | RandomReference,
+    item: LabelledScene,
+    texts: Sequence[str],
+    *,
+    keep: KeptFeatures | None = None,
 ) -> list[GroundingResult]:
-    """One object a sentence: of VLM-Occ its surest candidate, whatever the threshold."""
+    """One object a sentence: of VLM-Occ its surest candidate, whatever the threshold.
+
+    `keep`: where what the trunk of one of the paper's systems says of scenes is remembered.
+    """
     if isinstance(model, RandomReference):
         return model.ground(model.encode(item.labels, item.scene.grid, name=item.scene.name), list(texts))
     if isinstance(model, Baseline):
-        return model.ground(model.encode(item.scene), list(texts))
+        return model.ground(model.encode(item.scene, keep=keep), list(texts))
     state = model.encode(item.scene)
     asked = model.query_states(state, texts)
     scores = model.state_scores(state, asked)  # [Q, N]
@@ -66,15 +75,21 @@ def refined(result: GroundingResult) -> GroundingResult:
     return replace(result, objects=tuple(objects))
 
 
-def score(model: VLMOcc | Baseline | RandomReference, scenes: Scenes) -> Scores:
-    """Records of every sentence of every scene, with a progress bar on stderr."""
+def score(
+    model: VLMOcc | Baseline | RandomReference, scenes: Scenes, *, features: str | Path | None = None
+) -> Scores:
+    """Records of every sentence of every scene, with a progress bar on stderr.
+
+    `features`: folder that keeps what the frozen trunk of the paper's systems says.
+    """
     from tqdm import tqdm
 
+    keep = KeptFeatures(features, model) if features and isinstance(model, Baseline) else None
     plain, better, seconds = [], [], 0.0
     for index in tqdm(range(len(scenes)), unit="scene", desc="scoring"):
         item = scenes[index]
         start = time.perf_counter()
-        results = answer(model, item, [query.text for query in item.queries])
+        results = answer(model, item, [query.text for query in item.queries], keep=keep)
         seconds += time.perf_counter() - start
         for n, (query, result) in enumerate(zip(item.queries, results, strict=True)):
             truth = true_voxels(item, query.targets)

@@ -133,7 +133,7 @@ class Contest:
             start = time.perf_counter()
             model = self.trained(name, seed=seed, steps=steps)
             seconds = time.perf_counter() - start
-            scores = score(model, self.validation)
+            scores = score(model, self.validation, features=self._features())
             write_json({**scores.as_dict(), "train_seconds": round(seconds, 1)}, path)
         return Scores.from_dict(json.loads(path.read_text()))
 
@@ -194,11 +194,15 @@ class Contest:
             "tracker": "none",
         }
 
+    def _features(self) -> str | None:
+        """Where the frozen trunk's output is kept."""
+        return str(self.out / "features") if self.config.keep_features else None
+
     def _train_paper(self, folder: Path, system: GroundingOccConfig, seed: int, steps: int) -> None:
         run = PaperTrainConfig(
             **self._run(folder, seed, steps),  # type: ignore[arg-type]
             system=system,
-            features=str(self.out / "features") if self.config.keep_features else None,
+            features=self._features(),
             head_rate=self.config.rate,
         )
         train_paper(run, source=self._scenes("train"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,9 @@ MEAN_SIZE = (3.0, 1.7, 1.6)
 class MapAttention(Protocol):
     """Attention from queries at places to feature maps; `vlm_occ.encoders.voxel_queries` has one."""
 
-    def __call__(self, query: Tensor, place: Tensor, levels: Sequence[Tensor], /) -> Tensor: ...
+    def __call__(
+        self, query: Tensor, place: Tensor, levels: Sequence[Tensor], projections: Sequence[nn.Conv2d], /
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -67,16 +69,17 @@ class _Layer(nn.Module):
         position: Tensor,
         place: Tensor,
         maps: Sequence[Tensor],
+        projections: Sequence[nn.Conv2d],
         attend: MapAttention,
         words: Tensor,
         mask: Tensor,
     ) -> Tensor:
-        """Queries [N, G, D] at `place` [N, G, 2] of `maps` [N, D, h, w]."""
+        """Queries [N, G, D] at `place` [N, G, 2] of `maps` [N, C_i, h, w], read through `projections`."""
         query = x + position
         x = self.norms[0](x + self.queries(query, query, x, need_weights=False)[0])
         attended, _ = self.words(x + position, words, words, key_padding_mask=~mask, need_weights=False)
         x = self.norms[1](x + attended)
-        x = self.norms[2](x + attend(x + position, place, maps))
+        x = self.norms[2](x + attend(x + position, place, maps, projections))
         return self.norms[3](x + self.feed_forward(x))
 
 
@@ -130,13 +133,13 @@ class BoxDecoder(nn.Module):
     ) -> BoxProposals:
         """Boxes of queries `content`, `position` [N, G, D]; `maps` [N, C_i, x_i, y_i], words [N, L, D]."""
         # A map's rows are x and its columns y, as in [N, C, X, Y]; places give the column first.
-        levels = [project(m) for project, m in zip(self.maps, maps, strict=True)]
+        projections = [cast(nn.Conv2d, project) for project in self.maps]
         low = position.new_tensor(self.grid.origin[:2])
         extent = position.new_tensor(self.grid.shape[:2]) * self.grid.voxel_size
         place = self.places.expand(len(content), -1, -1)  # [N, G, 2]
         x, boxes, labels = content, [], []
         for layer, attend, box, label in zip(self.layers, self.attentions, self.box, self.label, strict=True):
-            x = layer(x, position, place.flip(-1), levels, attend, words, mask)
+            x = layer(x, position, place.flip(-1), maps, projections, attend, words, mask)
             raw = box(x).float()  # [N, G, 8]
             centre = low + place * extent + raw[..., :2]
             sizes = raw[..., 3:6].clamp(-3, 4).exp()

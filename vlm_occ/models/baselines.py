@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import overload
+from typing import Protocol, overload
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,12 @@ from vlm_occ.types import GroundingResult, Scene, VoxelGrid
 
 SENTENCES_AT_ONCE = 4
 """Sentences that `ground` decodes together: each needs about 0.1 GB at the nano scale."""
+
+
+class KeepsFeatures(Protocol):
+    """What the frozen trunk says of scenes by name; `vlm_occ.models.kept_features` has one."""
+
+    def __call__(self, inputs: Sequence[SceneInputs], names: Sequence[str], /) -> TrunkFeatures: ...
 
 
 class Baseline(nn.Module):
@@ -236,7 +242,7 @@ class Baseline(nn.Module):
         count = len(words)
         if not view.moments:
             return words.new_zeros(count, self.config.width, *self.config.query_shape)
-        shared = len(levels[0]) == len(view.intrinsics)
+        shared = len(levels[-1]) == len(view.intrinsics)
         levels = [levels[number] for number in self.config.query_levels]
         looks = []
         for moment in view.moments:
@@ -255,10 +261,11 @@ class Baseline(nn.Module):
     # ------------------------------------------------------------------ encode once, ask often
 
     @torch.no_grad()
-    def encode(self, scene: Scene) -> PaperState:
-        """Everything about a scene that does not depend on a sentence."""
+    def encode(self, scene: Scene, *, keep: KeepsFeatures | None = None) -> PaperState:
+        """What of a scene does not depend on a sentence; `keep` remembers what the trunk says of it."""
         inputs = prepare_scene(scene, self.config.inputs()).to(self.device)
-        return PaperState(scene.name, scene.grid, self.observe(inputs)[0])
+        seen = None if keep is None else keep([inputs], [scene.name])
+        return PaperState(scene.name, scene.grid, self.observe(inputs, seen=seen)[0])
 
     @overload
     def ground(self, state: PaperState, query: str, *, refine: bool = ...) -> GroundingResult: ...

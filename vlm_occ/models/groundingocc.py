@@ -28,7 +28,7 @@ class GroundingOcc(Baseline):
         super().__init__(config, grid=grid)
         width = config.width
         if config.language_pan:
-            self.pan = VisionLanguagePAN(width)
+            self.pan = VisionLanguagePAN(width, levels=len(STRIDES) - self._finest())
         if config.multi_frame:
             self.frames = FrameFusion(width)
         if config.depth:
@@ -44,9 +44,15 @@ class GroundingOcc(Baseline):
         """Image features that the words have gated (eq. 5): [N * F, D, h, w], sentence by sentence."""
         if not self.config.language_pan or not view.moments:
             return view.levels
-        count, images = len(words), len(view.intrinsics)
-        levels = [level.expand(count, *level.shape).flatten(0, 1) for level in view.levels]  # [N F, D, h, w]
-        return tuple(self.pan(levels, words.repeat_interleave(images, 0), mask.repeat_interleave(images, 0)))
+        count, images, finest = len(words), len(view.intrinsics), self._finest()
+        levels = [level.expand(count, *level.shape).flatten(0, 1) for level in view.levels[finest:]]
+        gated = self.pan(levels, words.repeat_interleave(images, 0), mask.repeat_interleave(images, 0))
+        return (*view.levels[:finest], *gated)  # what nobody looks at stays as it is
+
+    def _finest(self) -> int:
+        """The finest level that anything looks at after the words have gated it."""
+        config = self.config
+        return min((*config.query_levels, *(config.grounding2d_levels if config.grounding2d else ())))
 
     def join_moments(self, moments: Sequence[Tensor], view: SceneView) -> Tensor:
         """Voxel fusion of the frames [N, P, D]."""
@@ -74,7 +80,7 @@ class GroundingOcc(Baseline):
         count, rows = len(words), view.moments[0].rows
         images = len(rows)
         picked = picture_rows(view, count)  # [N V]
-        if len(levels[0]) == len(view.intrinsics):  # shared by the sentences
+        if len(levels[-1]) == len(view.intrinsics):  # shared by the sentences
             picked = rows.repeat(count)
         chosen = [levels[level][picked] for level in self.config.grounding2d_levels]
         grounding = self.image_head(

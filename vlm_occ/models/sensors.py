@@ -87,7 +87,7 @@ class TrunkSensors(nn.Module):
     def __init__(self, config: GroundingOccConfig, *, grid: VoxelGrid | None = None) -> None:
         super().__init__()
         self.trunk = Perception(config.perception, grid=grid)
-        for name in ("centres", "voxel", "tokens", "attributes"):  # VLM-Occ's own heads
+        for name in ("centres", "voxel", "tokens", "attributes", "refiner"):  # VLM-Occ's own heads
             delattr(self.trunk, name)
         self.trunk.requires_grad_(config.train_trunk)
         self.trunk.image_network.requires_grad_(False)
