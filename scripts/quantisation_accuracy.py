@@ -6,7 +6,6 @@ The same scenes and sentences of the simulator's validation split in bf16, int8 
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,21 +14,9 @@ from tqdm import tqdm
 from vlm_occ.data.store import SimulatedScenes
 from vlm_occ.eval.evaluate import evaluate_scene
 from vlm_occ.eval.metrics import paired_difference, summarise
-from vlm_occ.models.adapter import VLMOcc
-from vlm_occ.models.checkpoint import find_checkpoint, load_model_state, read_config, read_shards
+from vlm_occ.models.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
-
-
-def rounded(name: str, quantization: str) -> VLMOcc:
-    """A checkpoint's weights beside a base of few bits."""
-    folder = find_checkpoint(name)
-    assert folder is not None, f"{name} has no trained weights"
-    config = replace(read_config(folder)[0], quantization=quantization)
-    model = VLMOcc.from_config(config)
-    load_model_state(model, read_shards(folder), where=str(folder))
-    return model.eval()
-
 
 if __name__ == "__main__":
     name = sys.argv[1] if len(sys.argv) > 1 else "nano"
@@ -38,7 +25,8 @@ if __name__ == "__main__":
     scenes = [split[i] for i in tqdm(range(count), desc="scenes", unit="scene")]
     rows, exact = [], None
     for kind in ("none", "int8", "nf4"):
-        model = rounded(name, kind)
+        model = load_checkpoint(name, quantization=kind).eval()
+        assert model.config.trained, f"{name} has no trained weights"
         bar = tqdm(scenes, desc=kind, unit="scene")
         records = [outcome.plain for item in bar for outcome in evaluate_scene(model, item)]
         found = summarise(records)

@@ -131,6 +131,37 @@ def test_poses_move_with_the_scene() -> None:
     torch.testing.assert_close(trace[0], trace[1], atol=1e-2, rtol=1e-3)
 
 
+def test_a_heading_s_likelihood_adds_up_every_direction_and_object() -> None:
+    bits = torch.Generator().manual_seed(6)
+    facts = random_facts(4)[:3]
+    told = list(write_situations(random_facts(4), seed=4, count=1))
+    boxes, car = boxes_of(facts), torch.tensor([1.0, -2.0, 0.4])
+    read, _ = oracle(told, len(random_facts(4)))
+    facing, turn = torch.randn(1, len(FACINGS), generator=bits), torch.randn(1, 4, generator=bits)
+    objects = torch.randn(1, len(MENTIONS), 3, generator=bits)
+    estimate, logits = anchored_pose(replace(read, facing=facing, turn=turn), objects, boxes, car)
+    x, y = estimate.mean[0].tolist()
+    chance, says, quarter = objects[0].softmax(-1), facing[0].softmax(-1), turn[0].softmax(-1)
+    rows = [("car heading", 1.0, 0.4, 1.0), ("to car", 1.0, math.atan2(-2.0 - y, 1.0 - x), 1.0)]
+    for i, box in enumerate(boxes.tolist()):
+        rows.append(("place heading", float(chance[0, i]), box[6], 1.0))
+        bearing, away = math.atan2(box[1] - y, box[0] - x), math.dist(box[:2], (x, y))
+        rows += [
+            (f"to {role}", float(chance[m, i]), bearing, min(away, 1.0)) for m, role in enumerate(MENTIONS)
+        ]
+    for k in range(36):
+        centre = -math.pi + (k + 0.5) * math.pi / 18
+        total = sum(
+            float(says[FACINGS.index(name)])  # type: ignore[arg-type]
+            * share
+            * float(quarter[t])
+            * math.exp(30.0 * sure * (math.cos(angle + t * math.pi / 2 - centre) - 1))
+            for name, share, angle, sure in rows
+            for t in range(4)
+        )
+        assert float(logits[0, k].exp()) == pytest.approx(total, rel=1e-3)
+
+
 def test_doubt_about_an_object_is_as_wide_as_the_objects_are_apart() -> None:
     facts = random_facts(1)[:1] * 2
     query = SituationQuery("", (0.0, 0.0), 0.0)

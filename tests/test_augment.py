@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from small_scenes import CAR, GRID, SIZE, assert_same, numbers, pixels_at, relative_poses, small_scene
+from test_anchored import oracle
+from test_simulator_language import random_facts
 from torch import Tensor
 
 from vlm_occ.data.augment import (
@@ -16,7 +18,10 @@ from vlm_occ.data.augment import (
     turn_and_scale,
 )
 from vlm_occ.data.simulator.scene import simulate
+from vlm_occ.data.simulator.situations import write_situations
 from vlm_occ.geometry import check_rigid, points_in_boxes, rotation_z
+from vlm_occ.heads.anchored import anchored_pose
+from vlm_occ.heads.situation import circular_mean
 from vlm_occ.types import (
     FREE,
     LabelledScene,
@@ -193,3 +198,22 @@ def test_a_situation_is_turned_like_a_point() -> None:
     moved = turn_and_scale(small_scene(), math.pi / 2, 2.0).situations[0]
     assert moved.position == pytest.approx((-6.0, 4.0), abs=1e-5)
     assert moved.yaw == pytest.approx(0.5 + math.pi / 2, abs=1e-5)
+
+
+def test_a_situation_stays_what_its_text_says_where_the_world_is_turned_about_the_car() -> None:
+    facts = random_facts(2)
+    told = tuple(s for s in write_situations(facts, seed=2, count=60) if s.kind == "exact")
+    yaw = math.radians(20)
+    moved = turn_and_scale(replace(small_scene(), situations=told), yaw, 1.0)
+    boxes = torch.tensor([item.box for item in facts])
+    boxes[:, :2] = boxes[:, :2] @ rotation_z(torch.tensor(yaw))[:2, :2].T
+    boxes[:, 6] += yaw
+    estimate, logits = anchored_pose(*oracle(list(moved.situations), len(facts)), boxes, torch.zeros(3))
+    heading = circular_mean(logits.softmax(-1))
+    frames = set()
+    for row, situation in enumerate(moved.situations):
+        assert situation.parts is not None
+        frames.add(situation.parts.frame)
+        assert math.dist(estimate.mean[row].tolist(), situation.position) < 1e-3, situation.text
+        assert math.cos(float(heading[row]) - situation.yaw) > math.cos(math.radians(1.5)), situation.text
+    assert frames == {"car", "object", "line"}

@@ -16,7 +16,7 @@ from vlm_occ.language.backbones import Backbone
 from vlm_occ.language.full import train_whole
 from vlm_occ.language.quantisation import Quantization, is_quantised, plain_weight
 from vlm_occ.models.adapter import VLMOcc
-from vlm_occ.models.checkpoint import load_model_state, model_state
+from vlm_occ.models.checkpoint import load_checkpoint, load_model_state, model_state
 from vlm_occ.models.merge import merge_checkpoint
 from vlm_occ.run_check import check_resume
 from vlm_occ.run_state import make_shardable
@@ -198,6 +198,23 @@ def test_an_adapter_moves_between_precisions(folder: Path, tiny: Path) -> None:
     plain = VLMOcc.from_config(config)
     load_model_state(plain, model_state(source), where="the other model")
     assert plain.backbone.base_hash == source.backbone.base_hash
+
+
+def test_a_checkpoint_is_loaded_at_the_precision_that_is_asked_for(
+    folder: Path, tiny: Path, tmp_path: Path
+) -> None:
+    source = adapted(tiny, folder, "nf4")
+    source.save_pretrained(tmp_path / "saved")
+    kept = model_state(source)
+    asked: dict[Quantization | None, int] = {"none": 0, "int8": 14, None: 14}
+    for kind, layers in asked.items():
+        model = load_checkpoint(str(tmp_path / "saved"), quantization=kind)
+        assert model.config.quantization == (kind or "nf4")
+        found = quantised_layers(model.backbone).values()
+        assert {type(layer).__name__ for layer in found} <= {"Linear8bitLt" if kind else "Linear4bit"}
+        assert len(found) == layers
+        for name, value in model_state(model).items():
+            assert torch.equal(value, kept[name]), name
 
 
 def test_scales_go_where_the_weights_go(folder: Path) -> None:

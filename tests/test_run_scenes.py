@@ -9,9 +9,17 @@ import pytest
 from small_scenes import small_scene
 
 from vlm_occ.config import DataConfig, TrainConfig, from_dict
+from vlm_occ.cut3r_training import Cut3rTrainConfig, open_drives
 from vlm_occ.data.store import SimulatedScenes, random_bits
 from vlm_occ.run_config import overridden
-from vlm_occ.run_scenes import MixedScenes, StepScenes, draw_queries, open_source, step_loader
+from vlm_occ.run_scenes import (
+    MixedScenes,
+    StepScenes,
+    draw_queries,
+    open_source,
+    pool_size,
+    step_loader,
+)
 from vlm_occ.types import GroundingQuery, LabelledScene
 
 CONFIG = TrainConfig(seed=3, steps=8, queries_per_scene=2, data=DataConfig(augment=False))
@@ -86,6 +94,15 @@ def test_a_pool_of_no_scenes_has_a_new_one_for_every_forward(tmp_path: Path) -> 
     assert isinstance(pool, SimulatedScenes) and len(pool) == 8 * 2 * 3
     pool = open_source(replace(config, data=DataConfig(scenes=7, keep=str(tmp_path / "pool"))))
     assert isinstance(pool, SimulatedScenes) and len(pool) == 7 and pool.folder == tmp_path / "pool"
+
+
+@pytest.mark.parametrize("scenes", [0, 7])
+def test_a_pool_of_drives_is_as_large_as_one_of_scenes(scenes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    data = DataConfig(scenes=scenes, queries=0, augment=False)
+    drives = Cut3rTrainConfig(steps=5, scenes_per_step=3, accumulation=4, data=data)
+    expected = scenes or 5 * 3 * 4 * 2
+    assert pool_size(drives) == len(open_drives(drives)) == len(open_source(drives)) == expected
 
 
 def test_recorded_scenes_need_their_folder(tmp_path: Path) -> None:

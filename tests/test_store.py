@@ -11,6 +11,7 @@ import torch
 from small_scenes import small_scene
 
 from vlm_occ.data.simulator.scene import simulate_details, split_seed
+from vlm_occ.data.simulator.situations import write_situations
 from vlm_occ.data.store import SimulatedScenes, load_scene_file, permutation, random_bits, save_scene
 from vlm_occ.types import LabelledScene, SceneLabels
 
@@ -43,6 +44,18 @@ def test_a_saved_scene_is_read_as_it_was(tmp_path: Path) -> None:
     assert_equal(read, item)
     assert facts == ()
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_situations_are_read_with_what_they_are_made_of(tmp_path: Path) -> None:
+    item, facts = POOL.with_facts(1)
+    item = replace(item, situations=write_situations(facts, seed=1, count=40))
+    made = [situation.parts for situation in item.situations if situation.parts is not None]
+    assert {parts.metres is None for parts in made} == {True, False}
+    assert {mention.seen is None for parts in made for mention in parts.mentions} == {True, False}
+    save_scene(item, tmp_path / "a.safetensors", facts=facts)
+    read, kept = load_scene_file(tmp_path / "a.safetensors")
+    assert_equal(read, item)
+    assert kept == facts
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ what VLM-Occ feeds: all cameras of each frame in turn, oldest frame first, world
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +26,7 @@ from vlm_occ.losses.occupancy import Term
 from vlm_occ.models.batch import VideoFrames, video_frames
 from vlm_occ.objectives import weighted_sum
 from vlm_occ.run_config import check_config
-from vlm_occ.run_scenes import Scenes
+from vlm_occ.run_scenes import Scenes, pool_size
 from vlm_occ.run_state import TrainingState, Weight
 from vlm_occ.train import run_training
 from vlm_occ.trainee import Trainee
@@ -156,10 +155,9 @@ class Cut3rTraining(Trainee[Cut3rTrainer]):
 def open_drives(config: Cut3rTrainConfig) -> SimulatedScenes:
     """The drives of a run, with pictures and depth of every frame."""
     data = config.data
-    each = config.scenes_per_step * config.accumulation * int(os.environ.get("WORLD_SIZE", "1"))
     return SimulatedScenes(
         "train",
-        data.scenes or config.steps * each,
+        pool_size(config),
         num_frames=data.num_frames,
         camera_frames=data.num_frames,
         num_queries=0,

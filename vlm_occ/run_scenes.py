@@ -138,14 +138,19 @@ def open_source(config: TrainConfig) -> Scenes:
     return MixedScenes(open_simulated(config), open_recorded(config))
 
 
-def open_simulated(config: TrainConfig) -> SimulatedScenes:
-    """The pool of simulated scenes; `data.scenes` 0 is a new scene for every forward of every process."""
-    data = config.data
+def pool_size(config: TrainConfig) -> int:
+    """Scenes of a run's pool; `data.scenes` 0 is a new scene for every forward of every process."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     total = config.steps * config.scenes_per_step * config.accumulation * processes
+    return config.data.scenes or total
+
+
+def open_simulated(config: TrainConfig) -> SimulatedScenes:
+    """The pool of simulated scenes, with the sentences of a run."""
+    data = config.data
     return SimulatedScenes(
         "train",
-        data.scenes or total,
+        pool_size(config),
         num_frames=data.num_frames,
         camera_frames=min(
             max(config.model.perception.camera_frames, config.model.vlm_frames), data.num_frames

@@ -9,7 +9,7 @@ clockwise).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -200,12 +200,15 @@ class Situation:
     text: str = ""  # the description that it was found from; "" where there was none
 
 
-MENTIONS = ("place", "far", "target")
+MentionRole = Literal["place", "far", "target"]
+MENTIONS: tuple[MentionRole, ...] = get_args(MentionRole)
 """Roles of objects that a situation names: where one stands, the other end of a line, what one looks at."""
-PLACE_FRAMES = ("car", "object", "line")
+PlaceFrame = Literal["car", "object", "line"]
+PLACE_FRAMES: tuple[PlaceFrame, ...] = get_args(PlaceFrame)
 """Frames in which a situation gives its position: the ego vehicle's; that of the object `place`, at its
 centre and along its heading; that at `place`'s centre with its x axis towards `far`'s."""
-FACINGS = ("car heading", "place heading", "to car", "to place", "to far", "to target")
+Facing = Literal["car heading", "place heading", "to car", "to place", "to far", "to target"]
+FACINGS: tuple[Facing, ...] = get_args(Facing)
 """Directions against which a situation gives its heading; `to` means from where one stands."""
 
 
@@ -213,7 +216,7 @@ FACINGS = ("car heading", "place heading", "to car", "to place", "to far", "to t
 class Mention:
     """Where a situation's text names an object, and which."""
 
-    role: Literal["place", "far", "target"]
+    role: MentionRole
     start: int  # characters
     end: int
     row: int  # of the scene's boxes
@@ -228,10 +231,10 @@ class SituationParts:
     """
 
     mentions: tuple[Mention, ...]
-    frame: Literal["car", "object", "line"]
+    frame: PlaceFrame
     metres: tuple[float, float] | None  # None where the text leaves them open
     share: tuple[float, float]
-    facing: Literal["car heading", "place heading", "to car", "to place", "to far", "to target"]
+    facing: Facing
     turn: int  # quarters, counter-clockwise, from the direction `facing` to the heading
 
 

@@ -18,6 +18,7 @@ from vlm_occ.data.augment_spatial import (
     mirror_situations,
     scale_depth,
     turn_questions,
+    turn_situations,
 )
 from vlm_occ.geometry import box_corners, invert_rigid, project, rigid, rotation_z, wrap_angle
 from vlm_occ.types import FREE, CameraRig, Frame, LabelledScene, Scene, SceneLabels, VoxelGrid
@@ -142,15 +143,8 @@ def turn_and_scale(item: LabelledScene, yaw: float, scale: float) -> LabelledSce
         boxes=boxes,
         velocities=labels.velocities @ linear[:2, :2].T,
     )
-    situations = tuple(
-        replace(
-            s,
-            position=tuple((linear[:2, :2] @ torch.tensor(s.position)).tolist()),
-            yaw=float(wrap_angle(torch.tensor(s.yaw + yaw))),
-        )
-        for s in item.situations
-    )
     moved = replace(scene, rig=rig, frames=_move_frames(scene, linear))
+    situations = turn_situations(item.situations, yaw, scale)
     turned = replace(item, scene=moved, labels=labels, situations=situations)
     questions = turn_questions(item.questions, yaw, scale)
     return replace(turned, questions=questions, depth=scale_depth(item.depth, scale))

@@ -54,17 +54,37 @@ def _mirrored(text: str, parts: SituationParts) -> SituationParts:
     return replace(parts, mentions=mentions, metres=metres, share=share, turn=-parts.turn % 4)
 
 
+def turn_situations(
+    situations: tuple[SituationQuery, ...], yaw: float, scale: float
+) -> tuple[SituationQuery, ...]:
+    """The situations of a scene turned by `yaw` radians about the car and scaled.
+
+    What is told from the car alone stays: the car and its axes are where they were, only the world has moved.
+    """
+    return tuple(
+        s
+        if s.parts and s.parts.frame == "car" and s.parts.facing in ("car heading", "to car")
+        else replace(
+            s, position=_turned(s.position, yaw, scale), yaw=math.remainder(s.yaw + yaw, 2 * math.pi)
+        )
+        for s in situations
+    )
+
+
+def _turned(position: tuple[float, float], yaw: float, scale: float) -> tuple[float, float]:
+    (x, y), cos, sin = position, scale * math.cos(yaw), scale * math.sin(yaw)
+    return cos * x - sin * y, sin * x + cos * y
+
+
 def turn_questions(
     questions: tuple[SpatialQuestion, ...], yaw: float, scale: float
 ) -> tuple[SpatialQuestion, ...]:
     """The questions of a scene turned by `yaw` radians and scaled; metres in answers are left as they are."""
-    cos, sin = scale * math.cos(yaw), scale * math.sin(yaw)
     moved = []
     for q in questions:
         position, facing = q.position, q.yaw
         if position is not None:
-            x, y, z = position
-            position = (cos * x - sin * y, sin * x + cos * y, scale * z)
+            position = (*_turned(position[:2], yaw, scale), scale * position[2])
         if facing is not None:
             facing = math.remainder(facing + yaw, 2 * math.pi)
         moved.append(replace(q, position=position, yaw=facing))

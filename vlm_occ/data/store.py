@@ -27,9 +27,11 @@ from vlm_occ.types import (
     Frame,
     GroundingQuery,
     LabelledScene,
+    Mention,
     QueryPart,
     Scene,
     SceneLabels,
+    SituationParts,
     SituationQuery,
     VoxelGrid,
 )
@@ -113,7 +115,7 @@ def load_scene_file(path: Path) -> tuple[LabelledScene, tuple[ObjectFacts, ...]]
             Scene(rig, frames, grid, about["name"]),
             SceneLabels(**{name: tensors[f"labels.{name}"] for name in LABEL_FIELDS}),
             tuple(_query(values) for values in about["queries"]),
-            tuple(SituationQuery(**{**s, "position": tuple(s["position"])}) for s in about["situations"]),
+            tuple(_situation(values) for values in about["situations"]),
         )
         return item, tuple(ObjectFacts(**fact) for fact in facts)
     except TypeError as error:
@@ -126,6 +128,17 @@ def _query(values: dict[str, Any]) -> GroundingQuery:
     """A query as `dataclasses.asdict` and JSON left it."""
     parts = tuple(QueryPart(**part) for part in values.get("parts", ()))
     return GroundingQuery(**{**values, "targets": tuple(values["targets"]), "parts": parts})
+
+
+def _situation(values: dict[str, Any]) -> SituationQuery:
+    """A situation as `dataclasses.asdict` and JSON left it."""
+    parts = values.get("parts")
+    if parts is not None:
+        mentions = tuple(Mention(**mention) for mention in parts["mentions"])
+        metres = parts["metres"] and tuple(parts["metres"])
+        share = tuple(parts["share"])
+        parts = SituationParts(**{**parts, "mentions": mentions, "metres": metres, "share": share})
+    return SituationQuery(**{**values, "position": tuple(values["position"]), "parts": parts})
 
 
 LEXICONS: tuple[Literal["train", "heldout"], ...] = ("train", "heldout")
@@ -146,7 +159,7 @@ class SimulatedScenes:
     num_queries: int = 10
     num_situations: int = 0
     num_questions: int = 0
-    views: bool = False  # exact depth of the pictures; without it no question is about the order of appearance
+    views: bool = False  # exact depth of the pictures; without it no question is about appearance order
     balanced: bool = False
     lexicon: Literal["train", "heldout", "both"] = "train"  # both: first those of one, then of the other
     folder: Path | None = None

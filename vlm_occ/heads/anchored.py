@@ -19,7 +19,7 @@ from torch.nn import functional
 from vlm_occ.heads.layout import BirdsEyeEstimate
 from vlm_occ.heads.situation import ORIENTATION_BINS, orientation_bins
 from vlm_occ.heads.words import WordPool
-from vlm_occ.types import FACINGS, MENTIONS, PLACE_FRAMES
+from vlm_occ.types import FACINGS, MENTIONS, PLACE_FRAMES, Facing
 
 STEP, REACH = 0.5, 20.0
 """Metres between the amounts that an offset may have along an axis, and the largest one."""
@@ -111,9 +111,9 @@ def anchored_pose(
 ) -> tuple[BirdsEyeEstimate, Tensor]:
     """Positions [Q, 2] and orientation logits [Q, bins] of situations, in the frame of the boxes.
 
-    `objects` [Q, len(MENTIONS), N] log-likelihoods of being what each role names, `boxes` [N, 7], `car` [3] the
-    ego vehicle's x, y and yaw. The position is that of the likeliest frame and objects; its variance adds up
-    what the words leave open and how far the other frames and objects are from it. N must not be 0.
+    `objects` [Q, len(MENTIONS), N] log-likelihoods of being what each role names, `boxes` [N, 7], `car` [3]
+    the ego vehicle's x, y and yaw. The position is that of the likeliest frame and objects; its variance adds
+    up what the words leave open and how far the other frames and objects are from it. N must not be 0.
     """
     place, far = objects[:, 0].detach(), objects[:, 1].argmax(1)
     places, variance = _positions(read, far, boxes, car)  # [Q, P, 2] each
@@ -129,9 +129,7 @@ def anchored_pose(
     return estimate, _headings(read, objects, boxes, car, position, bins)
 
 
-def _positions(
-    read: ReadSituation, far: Tensor, boxes: Tensor, car: Tensor
-) -> tuple[Tensor, Tensor]:
+def _positions(read: ReadSituation, far: Tensor, boxes: Tensor, car: Tensor) -> tuple[Tensor, Tensor]:
     """Position and variance [Q, 1 + 2 N, 2] in the car's frame, in each object's, and on the line from each
     to the object `far` [Q].
     """
@@ -162,10 +160,16 @@ def _headings(
     to_boxes = boxes[None, :, :2] - position[:, None]
     bearing = torch.atan2(to_boxes[..., 1], to_boxes[..., 0] + 1e-6)  # [Q, N]
     to_car = torch.atan2(car[1] - position[:, 1], car[0] - position[:, 0] + 1e-6)[:, None]
-    angles = [car[2].expand(count, 1), boxes[:, 6].expand(count, number), to_car, bearing, bearing, bearing]
     certain, close = torch.zeros_like(to_car), to_boxes.norm(dim=-1).clamp(max=1.0)
-    sure = torch.cat([certain + 1, torch.ones_like(bearing), certain + 1, close, close, close], dim=1)
-    weights = [certain, place, certain, place, far, target]
+    choices: dict[Facing, tuple[Tensor, Tensor, Tensor]] = {  # [Q, 1 or N]: angle, log-likelihood, sureness
+        "car heading": (car[2].expand(count, 1), certain, certain + 1),
+        "place heading": (boxes[:, 6].expand(count, number), place, torch.ones_like(bearing)),
+        "to car": (to_car, certain, certain + 1),
+        "to place": (bearing, place, close),  # what is underfoot lies in no direction
+        "to far": (bearing, far, close),
+        "to target": (bearing, target, close),
+    }
+    angles, weights, sure = zip(*(choices[facing] for facing in FACINGS), strict=True)
     facing = read.facing.log_softmax(-1)
     weight = torch.cat([facing[:, i, None] + part for i, part in enumerate(weights)], dim=1)  # [Q, P]
     turns = torch.arange(QUARTERS, device=position.device) * (math.pi / 2)
@@ -173,6 +177,6 @@ def _headings(
     joint = weight[..., None] + read.turn.log_softmax(-1)[:, None]
     centres = orientation_bins(bins, device=position.device)
     near = (angle[..., None] - centres).cos() - 1  # [Q, P, 4, bins]
-    sharpness = read.sharpness[:, None] * sure  # what is underfoot lies in no direction
+    sharpness = read.sharpness[:, None] * torch.cat(sure, dim=1)
     each = joint[..., None] + sharpness[..., None, None] * near
     return each.flatten(1, 2).logsumexp(1)

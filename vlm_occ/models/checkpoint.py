@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from vlm_occ.config import FORMAT_VERSION, ModelConfig, SpatialConfig, from_dict, to_dict
 
 if TYPE_CHECKING:
+    from vlm_occ.language.quantisation import Quantization
     from vlm_occ.models.adapter import VLMOcc
 
 CONFIG_FILE, INDEX_FILE = "config.json", "weights.json"
@@ -209,14 +211,19 @@ def download(repo_id: str, revision: str | None = None) -> Path:
         ) from error
 
 
-def load_checkpoint(name: str) -> VLMOcc:
-    """The model of a checkpoint; for "nano" without shipped weights, one with untrained heads."""
+def load_checkpoint(name: str, *, quantization: Quantization | None = None) -> VLMOcc:
+    """The model of a checkpoint; for "nano" without shipped weights, one with untrained heads.
+
+    `quantization` is that of the frozen language layers; None: as the checkpoint's config says.
+    """
     from vlm_occ.models.adapter import VLMOcc
 
     folder = find_checkpoint(name)
+    config, base_hash = (ModelConfig(spatial=SpatialConfig()), "") if folder is None else read_config(folder)
+    if quantization is not None:
+        config = replace(config, quantization=quantization)
     if folder is None:
-        return VLMOcc.from_config(ModelConfig(spatial=SpatialConfig()))
-    config, base_hash = read_config(folder)
+        return VLMOcc.from_config(config)
     state = read_shards(folder)
     model = VLMOcc.from_config(config)
     if model.backbone.base_hash != base_hash:

@@ -20,7 +20,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 from vlm_occ.data.simulator.descriptions import Describer
 from vlm_occ.data.simulator.lexicon import Lexicon
@@ -29,7 +28,15 @@ from vlm_occ.data.simulator.objects import ObjectFacts
 from vlm_occ.data.simulator.phrases import Speaker
 from vlm_occ.data.simulator.predicates import TWO_WHEELERS, VEHICLES
 from vlm_occ.data.simulator.wordings import NUMBERS, SITUATIONS
-from vlm_occ.types import TALK2OCC_CLASSES, Mention, SituationParts, SituationQuery
+from vlm_occ.types import (
+    TALK2OCC_CLASSES,
+    Facing,
+    Mention,
+    MentionRole,
+    PlaceFrame,
+    SituationParts,
+    SituationQuery,
+)
 
 Point = tuple[float, float]
 _REACH = 30.0  # metres from the ego origin within which people stand
@@ -45,8 +52,6 @@ SIDES = {"behind": (-1, 0), "front": (1, 0), "left": (0, 1), "right": (0, -1)}
 VIEWS = {"ahead": (1, 0), "left": (0, 1), "behind": (-1, 0), "right": (0, -1)}
 """Quarters of somebody's view, counter-clockwise."""
 QUARTER_HALF = math.radians(35)
-_Role = Literal["place", "far", "target"]
-_Facing = Literal["car heading", "place heading", "to car", "to place", "to far", "to target"]
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,7 @@ def _query(scene: _Scene, draft: _Draft, kind: str, lexicon: Lexicon) -> Situati
     return SituationQuery(text, draft.position, yaw, "exact" if kind == "exact" else "vague", lexicon, parts)
 
 
-def _marked(role: _Role, index: int, words: str, seen: int | None = None) -> str:
+def _marked(role: MentionRole, index: int, words: str, seen: int | None = None) -> str:
     """The words of a mention with its role, object and quarter of the view written around them."""
     return f"<{role} {index} {'' if seen is None else seen}>{words}</>"
 
@@ -159,7 +164,7 @@ def _unmarked(marked: str) -> tuple[str, tuple[Mention, ...]]:
         found = re.fullmatch(r"<([a-z]+) (\d+) (\d?)>([^<]*)</>", piece)
         words = found[4] if found else piece
         if found:
-            role: _Role = found[1]  # type: ignore[assignment]
+            role: MentionRole = found[1]  # type: ignore[assignment]
             seen = int(found[3]) if found[3] else None
             mentions.append(Mention(role, len(text), len(text) + len(words), int(found[2]), seen))
         text += words
@@ -167,8 +172,8 @@ def _unmarked(marked: str) -> tuple[str, tuple[Mention, ...]]:
 
 
 def _parts(
-    frame: Literal["car", "object", "line"],
-    facing: _Facing,
+    frame: PlaceFrame,
+    facing: Facing,
     turn: int = 0,
     *,
     metres: Point | None = None,
@@ -299,7 +304,12 @@ def _between_views(scene: _Scene) -> _Draft | None:
 
 
 def _seen(
-    scene: _Scene, position: Point, yaw: float, how: str, role: _Role, banned: frozenset[int] = frozenset()
+    scene: _Scene,
+    position: Point,
+    yaw: float,
+    how: str,
+    role: MentionRole,
+    banned: frozenset[int] = frozenset(),
 ) -> tuple[str, int, int] | None:
     """`with a bus on my right`, the quarters from it to the heading, and the object.
 
