@@ -1,4 +1,4 @@
-"""Benchmarks; the options of `tables` are fields of `vlm_occ.eval.contest.ContestConfig`, as --steps 1000."""
+"""Benchmarks; `tables` and `ablations` take fields of `vlm_occ.eval.contest.ContestConfig` (--steps 1000)."""
 
 import argparse
 import sys
@@ -18,9 +18,11 @@ if __name__ == "__main__":
     loader.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="loader processes")
     loader.add_argument("--steps", type=int, default=10, help="training steps that are timed")
     scale.add_argument("--text", default="FacebookAI/roberta-base", help="or a folder with its tokenizer")
-    kinds.add_parser("tables", allow_abbrev=False).add_argument("--results", default="results/tables.json")
-    tables = sys.argv[1:2] == ["tables"]
-    options, rest = parser.parse_known_args() if tables else (parser.parse_args(), [])
+    for name in ("tables", "ablations"):
+        table = kinds.add_parser(name, allow_abbrev=False)
+        table.add_argument("--results", default=f"results/{name}.json")
+    free = sys.argv[1:2] in (["tables"], ["ablations"])
+    options, rest = parser.parse_known_args() if free else (parser.parse_args(), [])
     if options.what == "latency":
         from vlm_occ.latency import latency_command
 
@@ -34,6 +36,10 @@ if __name__ == "__main__":
         from vlm_occ.eval.paper_scale import paper_scale_command
 
         paper_scale_command(options.text)
+    elif options.what == "ablations":
+        from vlm_occ.eval.ablations import ablations_command
+
+        ablations_command(overrides(rest), Path(options.results))
     else:
         from vlm_occ.eval.tables import tables_command
 

@@ -202,3 +202,39 @@ def test_an_answer_without_words_trains_no_language(llava, item):
     terms = grounding_terms(model, model(batch), batch, [item.labels])
     assert terms["language"].total.item() == 0
     assert isinstance(silent.queries[0], GroundingQuery)
+
+
+def test_a_language_model_without_voxel_tokens_leaves_the_heads_the_trunks_tokens(llava, item):
+    torch.manual_seed(0)
+    model = tiny(llava, voxel_tokens=False)
+    batch = make_batch([item], model.config, training=False)
+    seen = model.perception(batch.inputs)
+    assert len(seen.tokens[0].features)
+    (said,) = model.language_states(batch, seen)
+    assert said.tokens.shape == (len(seen.tokens[0].features), model.backbone.hidden_size)
+    assert not said.tokens.any()
+    state = model.encode(item.scene)
+    (whole,) = tiny(llava).language_states(batch, seen)
+    assert len(said.queries[0]) == len(whole.queries[0])
+    longer = tiny(llava).encode(item.scene).language
+    assert len(longer.hidden) - len(state.language.hidden) == len(state.token_boxes)  # type: ignore[union-attr]
+    scores = model.token_scores(state, [q.text for q in item.queries])
+    trained = model.ground_batch(batch, seen, decode=False).scores[0].scores()
+    torch.testing.assert_close(scores, trained, atol=1e-4, rtol=1e-3)
+
+
+def test_random_language_weights_are_the_same_every_time_and_keep_the_vision(llava):
+    first, again, known = (
+        tiny(llava, language_weights=weights) for weights in ("random", "random", "pretrained")
+    )
+    mine, same, base = (dict(m.backbone.model.named_parameters()) for m in (first, again, known))
+    name = next(
+        n for n in mine if "layers.1" in n and "q_proj" in n and "lora" not in n and "vision" not in n
+    )
+    assert torch.equal(mine[name], same[name]) and not torch.equal(mine[name], base[name])
+    tower = [n for n in mine if "vision" in n and "lora" not in n]
+    assert tower and all(torch.equal(mine[n], base[n]) for n in tower)
+    words = first.backbone.word_embeddings(torch.arange(20))
+    assert words.std().item() == pytest.approx(0.02, rel=0.2)
+    with pytest.raises(ValueError, match="quantization 'none'"):
+        tiny(llava, language_weights="random", quantization="nf4")

@@ -11,9 +11,10 @@ import torch
 from tiny_paper import tiny_scene
 
 from vlm_occ.config import PerceptionConfig
+from vlm_occ.eval import ablations as ablating
 from vlm_occ.eval import contest as contests
 from vlm_occ.eval import tables as tabling
-from vlm_occ.eval.contenders import refined, score
+from vlm_occ.eval.contenders import Scores, refined, score
 from vlm_occ.eval.contest import Contest, ContestConfig
 from vlm_occ.eval.figure6 import choose
 from vlm_occ.eval.metrics import QueryRecord
@@ -148,3 +149,30 @@ def test_all_systems_of_a_seed_see_the_same_sentences_in_the_same_order(config: 
         ]
 
     assert said(first) + said(second) == said(whole)
+
+
+def test_ablations_compare_each_row_with_the_whole_on_both_lexicons(
+    config: ContestConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def scored(self: Contest, name: str, *, seed: int = 0) -> Scores:
+        good = 0.9 if name == "VLM-Occ" else 0.1
+        unseen = tuple(replace(r, query=1, lexicon="heldout") for r in records([0.4, 0.0]))
+        return Scores((*records([good, 0.3, 0.0]), *unseen), (), 1.0)
+
+    monkeypatch.setattr(Contest, "scored", scored)
+    monkeypatch.setattr(Contest, "train_seconds", lambda self, name: 3.0)
+    monkeypatch.setattr(ablating, "Contest", Contest)
+    fields = {"trunk": "trunk", "out": config.out, "steps": "5", "seeds": "2", "draws": "50"}
+    fields.update(
+        num_frames="2", camera_frames="1", lexicon="train", pointer_share="0.6", reference_seeds="3"
+    )
+    result = ablating.ablations_command(fields, tmp_path / "ablations.json")
+    assert json.loads(json.dumps(result)) == json.loads((tmp_path / "ablations.json").read_text())
+    rows = result["ablations"]
+    assert isinstance(rows, list) and len(rows) == 6
+    assert [rows[0]["known_words"][k] for k in ("n", "acc25", "acc50")] == [6, 0.6667, 0.3333]
+    assert rows[0]["known_words_difference"]["difference"] == 0
+    assert rows[1]["known_words_difference"]["difference"] == pytest.approx(-1 / 3)
+    assert rows[1]["heldout_words"]["acc25"] == 0.5
+    assert "without LoRA" in ablating.format_ablations(result)
+    assert set(Contest(config).own_systems()) == {name for name, _ in ablating.ROWS}

@@ -66,6 +66,8 @@ class ModelConfig:
     cut3r: str | None = None  # CUT3R's weights, for pose_source "cut3r"
     vlm_frames: int = 1  # how many of a scene's latest frames the VLM sees; the voxel encoder sees them all
     lora: LoraSettings | None = field(default_factory=LoraSettings)
+    language_weights: Literal["pretrained", "random"] = "pretrained"  # random: an ablation
+    voxel_tokens: bool = True  # whether the language model sees them; false: an ablation
     full_language: bool = False  # train the whole language model, as the paper; then without `lora`
     spatial: SpatialConfig | None = None  # layout, situations and questions from them
     perception: PerceptionConfig = field(default_factory=PerceptionConfig)

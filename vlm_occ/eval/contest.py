@@ -49,6 +49,7 @@ class ContestConfig:
     queries: int = 48  # sentences written for each training scene
     queries_per_scene: int = 16  # of them in a step
     eval_queries: int = 6
+    lexicon: Literal["train", "both"] = "train"  # of the evaluation; both: as many sentences again in unseen words
     steps: int = 1000
     ablation_steps: int = 0  # of Tables III and IV; 0: the same budget as Table II
     until: float = 0.30  # Acc@0.25 of GroundingOcc-Refine up to which `steps` is doubled
@@ -118,6 +119,7 @@ class Contest:
             camera_frames=config.camera_frames,
             num_queries=config.queries if training else config.eval_queries,
             balanced=training,
+            lexicon="train" if training else config.lexicon,
             folder=Path(config.pool or self.out / "train") if training else self.out / "val",
             first=config.first_scene if training else 0,
         )
@@ -125,7 +127,7 @@ class Contest:
     def scored(self, name: str, *, seed: int = 0, steps: int | None = None) -> Scores:
         """The scores of a system by its name in the tables; trained first where it is not yet.
 
-        Paper's systems: a name of `paper_systems`.
+        A name of `own_systems` or of `paper_systems`.
         """
         folder = self.folder(name, seed=seed, steps=steps)
         path = folder / "scores.json"
@@ -149,11 +151,24 @@ class Contest:
         """A trained system, ready to answer."""
         folder, steps = self.folder(name, seed=seed, steps=steps), steps or self.config.steps
         if not (folder / "final").exists():
-            if name == "VLM-Occ":
-                self._train_vlm(folder, seed, steps)
+            own = self.own_systems().get(name)
+            if own is not None:
+                self._train_vlm(folder, own, seed, steps)
             else:
                 self._train_paper(folder, self.paper_systems()[name], seed, steps)
         return load_model(str(folder / "final"), device="cuda" if torch.cuda.is_available() else "cpu")
+
+    def own_systems(self) -> dict[str, ModelConfig]:
+        """VLM-Occ, and VLM-Occ without one of its parts each, by name."""
+        whole = ModelConfig(base=self.config.base, perception=replace(self.perception, camera_frames=1))
+        return {
+            "VLM-Occ": whole,
+            "no-pose-tokens": replace(whole, pose_source="none"),
+            "no-voxel-tokens": replace(whole, voxel_tokens=False),
+            "no-lora": replace(whole, lora=None),
+            "random-language": replace(whole, language_weights="random"),
+            "all-frames": replace(whole, vlm_frames=self.config.num_frames),
+        }
 
     def paper_systems(self) -> dict[str, GroundingOccConfig]:
         """The systems of Table II that learn, and the further rows of Tables III and IV, by name."""
@@ -207,13 +222,13 @@ class Contest:
         )
         train_paper(run, source=self._scenes("train"))
 
-    def _train_vlm(self, folder: Path, seed: int, steps: int) -> None:
+    def _train_vlm(self, folder: Path, model: ModelConfig, seed: int, steps: int) -> None:
         """VLM-Occ from its pretrained language model and the shared trunk: the pointer first, then all of it."""
         config = self.config
         first = min(round(config.pointer_share * steps), steps - 1)
         run = TrainConfig(
             **self._run(folder, seed, steps - first),  # type: ignore[arg-type]
-            model=ModelConfig(base=config.base, perception=replace(self.perception, camera_frames=1)),
+            model=model,
             head_rate=config.vlm_head_rate,
             pointer_rate=config.vlm_pointer_rate if first else config.vlm_head_rate,
             input_rate=config.vlm_input_rate,

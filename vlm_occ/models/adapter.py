@@ -128,11 +128,12 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
         ]
         joint = self.backbone.forward_joint(prefixes, features, asked)
         states = []
-        for one, prefix, queries in zip(joint, prefixes, batch.queries, strict=True):
+        for one, prefix, queries, tokens in zip(
+            joint, prefixes, batch.queries, perception.tokens, strict=True
+        ):
             split = len(queries)
-            own = SceneStates(
-                one.prefix[prefix.voxel_index], tuple(one.queries[:split]), tuple(one.queries[split:])
-            )
+            heard = self._heard(one.prefix, prefix, tokens)
+            own = SceneStates(heard, tuple(one.queries[:split]), tuple(one.queries[split:]))
             if self.spatial is not None:
                 seen = vision_tokens(self.backbone, prefix)
                 own = replace(own, vision=one.prefix[seen.index], grids=seen.grids)
@@ -150,15 +151,22 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
         return replace(factors, logits=factors.logits + self.pointer(query.ground, tokens))
 
     def _prefix(self, frames: VideoFrames, tokens: SceneTokens) -> Prefix:
-        return self.backbone.build_prefix(
-            frames.images, len(tokens.features), pose=self.config.pose_source != "none"
-        )
+        count = len(tokens.features) if self.config.voxel_tokens else 0
+        return self.backbone.build_prefix(frames.images, count, pose=self.config.pose_source != "none")
+
+    def _heard(self, hidden: Tensor, prefix: Prefix, tokens: SceneTokens) -> Tensor:
+        """What the language model says [N, D] of a scene's voxel tokens; zeros where it sees none."""
+        if self.config.voxel_tokens:
+            return hidden[prefix.voxel_index]
+        return hidden.new_zeros(len(tokens.features), hidden.shape[-1])
 
     def _features(self, frames: VideoFrames, tokens: SceneTokens) -> dict[str, Tensor]:
         """Embeddings for the pose and voxel placeholders of one scene."""
-        known = described(tokens.attributes, tokens.candidates.box)
-        embeddings = self.voxel_projector(tokens.features, known)
-        result = {"voxel": score_tokens(embeddings, tokens.candidates.score)}
+        result: dict[str, Tensor] = {}
+        if self.config.voxel_tokens:
+            known = described(tokens.attributes, tokens.candidates.box)
+            embeddings = self.voxel_projector(tokens.features, known)
+            result["voxel"] = score_tokens(embeddings, tokens.candidates.score)
         if self.config.pose_source != "none" and len(frames.images):
             result["pose"] = self.pose_tokens(frames)
         return result
@@ -183,7 +191,7 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
             voxel_features=perception.voxel_features,
             token_boxes=tokens.candidates.box,
             token_labels=tokens.class_logits.argmax(-1),
-            token_states=self._token_states(language.hidden[prefix.voxel_index], tokens),
+            token_states=self._token_states(self._heard(language.hidden, prefix, tokens), tokens),
             language=language,
         )
         return self.with_layout(state, scene, frames, prefix)
@@ -269,7 +277,13 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
     def from_config(cls, config: ModelConfig, *, seed: int = 0) -> VLMOcc:
         """A model with pretrained base weights and untrained heads, the same for the same seed."""
         dtype = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
-        backbone = load_backbone(config.base, dtype=dtype, lora=config.lora, quantization=config.quantization)
+        backbone = load_backbone(
+            config.base,
+            dtype=dtype,
+            lora=config.lora,
+            quantization=config.quantization,
+            weights=config.language_weights,
+        )
         if config.full_language:
             train_whole(backbone)
         with torch.random.fork_rng(devices=[]):
