@@ -28,9 +28,9 @@ def load_scene(
 
     By default that is 1 frame, and 32 of a plain video.
 
-    `spec`: a keyframe folder, `sim:SEED`, `nuscenes:ROOT:SAMPLE_TOKEN`, or a plain video (a file or a folder of
-    pictures), whose frames are spread over its whole length. `cameras` keeps only these, `lidar=False` leaves the LiDAR out. Raises ValueError for an unknown scene or camera, damaged
-    data, or no sensor at all.
+    `spec`: a keyframe folder, `sim:SEED`, `nuscenes:ROOT:SAMPLE_TOKEN`, or a plain video (a file or a folder
+    of pictures), whose frames are spread over its whole length. `cameras` keeps only these, `lidar=False`
+    leaves the LiDAR out. Raises ValueError for an unknown scene or camera, damaged data, or no sensor at all.
     """
     text = str(spec)
     if num_frames is None:

@@ -26,6 +26,7 @@ from vlm_occ.data.rows import (
 )
 from vlm_occ.types import SpatialQuestion
 
+
 def yaw_of_quaternion(x: float, y: float, z: float, w: float) -> float:
     """The z component of a quaternion's rotation vector, radians in [-pi, pi] (SQA3D's yaw).
 

@@ -89,7 +89,9 @@ def _compared(whole: Sequence[QueryRecord], other: Sequence[QueryRecord], draws:
     for group, test in GROUPS.items():
         pair = [r for r in whole if test(r)], [r for r in other if test(r)]
         if pair[0]:
-            result[f"{group}_difference"] = paired_difference(*pair, lambda r: float(r.iou > 0.25), draws=draws)
+            result[f"{group}_difference"] = paired_difference(
+                *pair, lambda r: float(r.iou > 0.25), draws=draws
+            )
     return result
 
 

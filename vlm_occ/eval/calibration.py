@@ -16,7 +16,26 @@ from vlm_occ.losses.matching import match_boxes
 from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.models.checkpoint import load_checkpoint, save_checkpoint
 
-THRESHOLDS = (0.02, 0.03, 0.05, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9)
+THRESHOLDS = (
+    0.02,
+    0.03,
+    0.05,
+    0.08,
+    0.1,
+    0.13,
+    0.16,
+    0.2,
+    0.25,
+    0.3,
+    0.35,
+    0.4,
+    0.45,
+    0.5,
+    0.6,
+    0.7,
+    0.8,
+    0.9,
+)
 RATIOS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 

@@ -49,7 +49,9 @@ class ContestConfig:
     queries: int = 48  # sentences written for each training scene
     queries_per_scene: int = 16  # of them in a step
     eval_queries: int = 6
-    lexicon: Literal["train", "both"] = "train"  # of the evaluation; both: as many sentences again in unseen words
+    lexicon: Literal["train", "both"] = (
+        "train"  # of the evaluation; both: as many sentences again in unseen words
+    )
     steps: int = 1000
     ablation_steps: int = 0  # of Tables III and IV; 0: the same budget as Table II
     until: float = 0.30  # Acc@0.25 of GroundingOcc-Refine up to which `steps` is doubled
@@ -60,7 +62,9 @@ class ContestConfig:
     rate: float = 1e-3  # of the paper's systems
     base: str = "nano"  # VLM-Occ's pretrained model
     pointer_share: float = 0.6  # of VLM-Occ's steps that train its pointer, before its language model runs
-    vlm_token_rate: float = 4e-4  # of what makes voxel tokens of the trunk's features, which no other system has
+    vlm_token_rate: float = (
+        4e-4  # of what makes voxel tokens of the trunk's features, which no other system has
+    )
     vlm_head_rate: float = 1e-3
     vlm_pointer_rate: float = 2e-4  # of the pointer once the language model runs; before that, as the heads
     vlm_input_rate: float = 3e-4
@@ -103,8 +107,8 @@ class Contest:
         for name, value in ours.items():
             if theirs.get(name) != value:
                 raise ValueError(
-                    f"{self.out} holds a contest with {name} = {theirs.get(name)}, this one asks for {value}; "
-                    "give another --out, or delete the folder"
+                    f"{self.out} holds a contest with {name} = {theirs.get(name)}, this one asks for "
+                    f"{value}; give another --out, or delete the folder"
                 )
 
     def _scenes(self, split: Literal["train", "val"]) -> Scenes:
@@ -223,7 +227,7 @@ class Contest:
         train_paper(run, source=self._scenes("train"))
 
     def _train_vlm(self, folder: Path, model: ModelConfig, seed: int, steps: int) -> None:
-        """VLM-Occ from its pretrained language model and the shared trunk: the pointer first, then all of it."""
+        """VLM-Occ from its pretrained language model and the shared trunk: the pointer first, then all."""
         config = self.config
         first = min(round(config.pointer_share * steps), steps - 1)
         run = TrainConfig(

@@ -1,4 +1,4 @@
-"""Figure 6: the truth, the M-baseline, GroundingOcc-Refine and VLM-Occ beside each other, failures included."""
+"""Figure 6: truth, M-baseline, GroundingOcc-Refine and VLM-Occ beside each other, failures included."""
 
 from __future__ import annotations
 

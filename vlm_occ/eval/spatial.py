@@ -1,4 +1,4 @@
-"""What a model says of situations, questions and layout of labelled scenes, beside the truth: plain records."""
+"""What a model says of situations, questions and layout of labelled scenes, beside the truth: records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of localisation, layout and question answering from records, each with its interval; fit for JSON."""
+"""Figures of localisation, layout and question answering from records, with intervals; fit for JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Figures = dict[str, object]
 
 
 def localisation_figures(records: Sequence[Located]) -> Figures:
-    """Accuracy of exact situations of known words at the top; those of held-out words and vague ones below."""
+    """Accuracy of exact situations of known words at the top; held-out words and vague ones below."""
     exact = [r for r in records if r.kind == "exact"]
     result = _accuracy([r for r in exact if r.lexicon == "train"])
     result["heldout_words"] = _accuracy([r for r in exact if r.lexicon == "heldout"])
@@ -131,7 +131,7 @@ def qa_figures(records: Sequence[Answered]) -> Figures:
 
 
 def _scores(records: Sequence[Answered]) -> Figures:
-    """Exact match with its intervals, what one constant answer would score, and numbers by VSI-Bench's rule."""
+    """Exact match with its interval, what one constant answer would score, numbers by VSI-Bench's rule."""
     if not records:
         return {"n": 0}
     matches = [exact_match(r.prediction, r.question.answers) for r in records]

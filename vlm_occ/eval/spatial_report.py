@@ -55,7 +55,8 @@ def spatial_command(
 ) -> dict[str, object]:
     """Figures of a model on simulated drives, written to `out`; `ablation` names other models by their step.
 
-    `folder` keeps the scenes between runs; without `questions`, which take most of the time, none is asked. ValueError where a model has no spatial heads.
+    `folder` keeps the scenes between runs; without `questions`, which take most of the time, none is asked.
+    ValueError where a model has no spatial heads.
     """
     vlm = load_spatial(model)
     source = open_spatial(split, scenes, vlm, folder=folder)
@@ -75,7 +76,8 @@ def spatial_command(
         about.pop(name)
     result["protocol"] = {
         **about,
-        "situations": f"{SENTENCES} a scene and lexicon, about half of them exact; a bound is met strictly below it",
+        "situations": f"{SENTENCES} a scene and lexicon, about half of them exact; bounds are met strictly "
+        "below them",
         "questions": f"{SENTENCES} a scene and lexicon; exact match after the normalisation of LEO"
         if questions
         else "none asked",
@@ -171,10 +173,14 @@ def format_spatial(result: Mapping[str, Any]) -> str:
             lines.append(f"{name} (n = {part['n']}): within {', '.join(shares)} %")
     for name in ("vague", "vague_sentence_bound"):
         if found[name]["n"]:
-            likelihood = f"position {found[name]['position_nll']:.2f}, heading {found[name]['yaw_nll']:.2f} nats"
+            likelihood = (
+                f"position {found[name]['position_nll']:.2f}, heading {found[name]['yaw_nll']:.2f} nats"
+            )
             lines.append(f"{name.replace('_', ' ')} (n = {found[name]['n']}): {likelihood}")
     if result["layout"]["n"]:
-        lines.append(f"layout (n = {result['layout']['n']}): median {result['layout']['median_error_m']:.2f} m")
+        lines.append(
+            f"layout (n = {result['layout']['n']}): median {result['layout']['median_error_m']:.2f} m"
+        )
     for name, part in result["qa"].items():
         if part["n"]:
             lines.append(f"questions, {name} (n = {part['n']}): {100 * part['accuracy']:.1f} % right")

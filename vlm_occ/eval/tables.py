@@ -212,7 +212,12 @@ def format_tables(result: dict) -> str:
     for name, cost in result["cost"].items():
         size = f"{cost['parameters'] / 1e6:7.2f} M ({cost['trained_parameters'] / 1e6:.2f} M)"
         wall = result["protocol"]["train_seconds"][name.removesuffix("-Refine")]
-        parts = (f"{cost['encode_s']:.3f}", f"{cost['query_s']:.3f}", f"{cost['peak_gib']:.2f}", f"{wall:.0f}")
+        parts = (
+            f"{cost['encode_s']:.3f}",
+            f"{cost['query_s']:.3f}",
+            f"{cost['peak_gib']:.2f}",
+            f"{wall:.0f}",
+        )
         lines.append(f"{name:20s} {size}  {'  '.join(parts)}")
     return "\n".join(lines)
 

@@ -1,10 +1,10 @@
-"""What a sentence says, factor by factor: which voxel tokens fit its noun, its colour, its side, its relation.
+"""What a sentence says, factor by factor: which voxel tokens fit its noun, colour, side, relation.
 
 A description is a filter: a noun, attributes, a relation to another described thing, then an order. Each of
 these factors has a score of its own for every token, read from the words that state it, and counts as much as
 the sentence states it. Factors that the simulator knows the truth of are supervised one by one
-(`vlm_occ.objectives_pointer.factor_losses`), as in EDA (Wu et al. 2023, dense alignment) and NS3D (Hsu et al. 2023,
-relations as functions of pairs). Without such truth they learn from the sum alone.
+(`vlm_occ.objectives_pointer.factor_losses`), as in EDA (Wu et al. 2023, dense alignment) and NS3D (Hsu et al.
+2023, relations as functions of pairs). Without such truth they learn from the sum alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SHAPES = 4
 
 @dataclass(frozen=True)
 class Factors:
-    """Scores of N tokens for Q sentences by factor, as logits; `stated` says how much a sentence states each."""
+    """Scores of N tokens for Q sentences by factor, as logits; `stated`: how much a sentence states each."""
 
     logits: Tensor  # [Q, N]: the sum, above 0 where a token is rather meant than not
     unary: Tensor  # [Q, ROLES, len(UNARY), N]
@@ -41,7 +41,7 @@ class Factors:
     several: Tensor  # [Q]: whether a sentence means several objects, if it means any
 
     def scores(self) -> Tensor:
-        """Probability [Q, N] of being meant: a sentence about one object means its likeliest token at most."""
+        """Probability [Q, N] of being meant: one about one object means at most its likeliest token."""
         scores = self.logits.sigmoid()
         if not scores.numel():
             return scores

@@ -21,7 +21,7 @@ class QueryStates:
 
 
 def read_queries(states: Sequence[Tensor], words: Sequence[Tensor], norm: nn.LayerNorm) -> QueryStates:
-    """Queries with final states [>= l, D] and embeddings [l, D] of their words, of which <|ground|> is last."""
+    """Queries with final states [>= l, D] and embeddings [l, D] of their words; <|ground|> is the last."""
     if not states:
         none = norm.weight.new_zeros(0, 1, norm.normalized_shape[0])
         return QueryStates(none[:, 0], none, none, none[..., 0].bool())
@@ -102,4 +102,3 @@ class WordPool(nn.Module):
         logits = self.key(words) @ self.seeds.T / math.sqrt(words.shape[-1])  # [Q, l, seeds]
         weight = logits.masked_fill(~valid[..., None], -1e4).softmax(1)
         return self.norm(weight.transpose(1, 2) @ self.value(words))
-

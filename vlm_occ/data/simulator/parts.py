@@ -1,4 +1,4 @@
-"""What a sentence states, factor by factor, with the objects that have it: supervision for the factor head."""
+"""What a sentence states, factor by factor, with the objects that have it: truth for the factor head."""
 
 from __future__ import annotations
 

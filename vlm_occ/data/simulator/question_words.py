@@ -32,7 +32,8 @@ situated distance: how many metres is it from me to {b}? | how far is {b} from m
   / state the metres that separate me and {b}
 situated nearer: which is closer to me, {b} or {c}? | am I closer to {b} or to {c}?
   / of {b} and {c}, which has the shorter way to my feet?
-situated counting: how many {many} are within {n} metres of me? | count the {many} less than {n} metres from me
+situated counting: how many {many} are within {n} metres of me?
+  | count the {many} less than {n} metres from me
   / what is the number of {many} inside a circle of {n} metres round my feet?
 appears: which does the front camera see first, {b} or {c}?
   | which comes into view of the front camera first, {b} or {c}?

@@ -45,6 +45,8 @@ CATEGORIES = (
     "counting", "existence", "attribute", "relative direction", "relative distance", "distance",
     "situated direction", "situated distance", "situated counting", "appearance order",
 )  # fmt: skip
+
+
 def write_questions(
     facts: Sequence[ObjectFacts],
     *,
@@ -54,7 +56,7 @@ def write_questions(
     scene: str = "",
     appearances: Appearances = (),
 ) -> tuple[SpatialQuestion, ...]:
-    """`count` different questions about a scene (fewer only if it affords no more), kinds about equally often.
+    """`count` different questions about a scene (fewer if it affords no more), kinds about equally often.
 
     `appearances`: first and last frame of each object in the front camera's view, where known (views.py).
     Same arguments, same questions.

@@ -15,7 +15,9 @@ def situated_direction(asker: Asker) -> Asked | None:
         return None
     place = asker.rng.choice(asker.situations)
     quarters = {i: quarter(place.position, place.yaw, asker.center(i)) for i in asker.referable}
-    things = asker.things(1, among=[i for i, found in quarters.items() if found]) if any(quarters.values()) else []
+    things = (
+        asker.things(1, among=[i for i, found in quarters.items() if found]) if any(quarters.values()) else []
+    )
     if not things:
         return None
     (index, words), form = things[0], "situated direction"

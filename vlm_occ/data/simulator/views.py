@@ -44,7 +44,7 @@ def drive_views(
     first: int = 0,
     grid: VoxelGrid | None = None,
 ) -> DriveViews:
-    """Views of the frames from `first` on of a world made for `num_frames`; rows of objects as `simulate`'s."""
+    """Views of the frames from `first` on of a world made for `num_frames`; rows of objects as `simulate`."""
     from vlm_occ.data.simulator.scene import _keep_objects
 
     rig = coarse_rig(world, image_size)
@@ -73,9 +73,7 @@ def coarse_rig(world: World, image_size: tuple[int, int]) -> CameraRig:
     intrinsics[:, :2, 2] += 0.5
     intrinsics[:, :2] /= SHRINK
     intrinsics[:, :2, 2] -= 0.5
-    return replace(
-        rig, intrinsics=intrinsics, image_size=(image_size[0] // SHRINK, image_size[1] // SHRINK)
-    )
+    return replace(rig, intrinsics=intrinsics, image_size=(image_size[0] // SHRINK, image_size[1] // SHRINK))
 
 
 def _cast(world: World, frame: int, rig: CameraRig) -> tuple[Tensor, Tensor]:
