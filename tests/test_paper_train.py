@@ -20,7 +20,7 @@ from vlm_occ.models.groundingocc import build_system
 from vlm_occ.models.groundingocc_config import baseline
 from vlm_occ.models.kept_features import KeptFeatures
 from vlm_occ.models.load import load_model
-from vlm_occ.models.paper_checkpoint import load_paper_trunk, load_system
+from vlm_occ.models.paper_checkpoint import load_paper_trunk, load_system, take_over
 from vlm_occ.models.perception import Perception
 from vlm_occ.paper_train import PaperTrainConfig, PaperTraining, initial_system, train_paper
 
@@ -156,6 +156,20 @@ def test_a_systems_trunk_is_the_pretrained_one_and_stays_as_it_is(
     )
     with pytest.raises(ValueError, match="shape"):
         initial_system(broken)
+
+
+def test_a_system_takes_over_what_fits_of_a_detector_of_its_sensors(text: Path, tmp_path: Path) -> None:
+    config = run_config(text, tmp_path / "run", 2)
+    detector = build_system(baseline(config.system, "M"), seed=5)
+    detector.save_pretrained(tmp_path / "detector")
+    system = initial_system(replace(config, init=str(tmp_path / "detector")))
+    fresh, given, found = (s.state_dict() for s in (build_system(config.system), detector, system))
+    for name in ("boxes.content", "decoder.fine.conv.weight", "words.0.weight", "occupancy.mask.weight"):
+        assert torch.equal(found[name], given[name]) and not torch.equal(found[name], fresh[name]), name
+    own = [name for name in found if name not in given]  # the language PAN, the 2D head, ...
+    assert own and all(torch.equal(found[name], fresh[name]) for name in own)
+    with pytest.raises(ValueError, match="no weight"):
+        take_over(system, torch.nn.Linear(2, 2))  # type: ignore[arg-type]
 
 
 def test_kept_features_are_those_of_the_trunk_and_shared_by_systems(text: Path, tmp_path: Path) -> None:

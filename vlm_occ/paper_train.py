@@ -23,6 +23,7 @@ from vlm_occ.models.paper_checkpoint import (
     load_system,
     paper_state,
     save_system,
+    take_over,
 )
 from vlm_occ.models.paper_terms import paper_terms
 from vlm_occ.models.sensors import PaperSensors
@@ -105,8 +106,10 @@ class PaperTraining(Trainee[Baseline]):
 
 
 def initial_system(config: PaperTrainConfig) -> Baseline:
-    """The system that a run starts from: a checkpoint, or fresh heads on the trunk of `config.trunk`."""
-    system = load_system(config.init) if config.init else build_system(config.system, seed=config.seed)
+    """The system that a run starts from: fresh or with what fits of `init`, on the trunk of `trunk`."""
+    system = build_system(config.system, seed=config.seed)
+    if config.init:
+        take_over(system, load_system(config.init))
     if config.trunk:
         load_paper_trunk(system, config.trunk)
     return system

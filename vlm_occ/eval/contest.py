@@ -29,7 +29,7 @@ from vlm_occ.models.load import load_model
 from vlm_occ.paper_train import PaperTrainConfig, train_paper
 from vlm_occ.run_scenes import with_one_target
 from vlm_occ.train import train
-from vlm_occ.types import LabelledScene
+from vlm_occ.types import GroundingQuery, LabelledScene
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class ContestConfig:
     reference_seeds: int = 20
     draws: int = 2000
     rate: float = 1e-3  # of the paper's systems
+    detector_steps: int = 0  # on every object of a scene, before any sentence: as VLM-Occ's trunk has learned
     base: str = "nano"  # VLM-Occ's pretrained model
     pointer_share: float = 0.6  # of VLM-Occ's steps that train its pointer, before its language model runs
     vlm_token_rate: float = (
@@ -224,7 +225,31 @@ class Contest:
             features=self._features(),
             head_rate=self.config.rate,
         )
+        if self.config.detector_steps:
+            run = replace(run, init=str(self._detector(run)))
         train_paper(run, source=self._scenes("train"))
+
+    def _detector(self, run: PaperTrainConfig) -> Path:
+        """The baseline of a system's sensors, trained to find all objects of a scene: no words.
+
+        VLM-Occ's candidates come from a trunk that has learned the same, so no system starts blind.
+        """
+        sensors = "M" if run.system.system == "GroundingOcc" else run.system.system
+        folder = self.out / f"detector-{sensors}"
+        if not (folder / "final").exists():
+            steps = self.config.detector_steps
+            alone = replace(
+                run,
+                out=str(folder),
+                system=baseline(self.system, sensors),
+                data=replace(run.data, one_target=False),
+                seed=0,
+                steps=steps,
+                queries_per_scene=1,
+                warmup=max(min(50, steps // 10), 1),
+            )
+            train_paper(alone, source=EveryObject(self._scenes("train")))
+        return folder / "final"
 
     def _train_vlm(self, folder: Path, model: ModelConfig, seed: int, steps: int) -> None:
         """VLM-Occ from its pretrained language model and the shared trunk: the pointer first, then all."""
@@ -266,6 +291,23 @@ class Contest:
             if accuracy >= config.until or 2 * steps > config.most_steps:
                 return Contest(replace(config, steps=steps))
             steps *= 2
+
+
+@dataclass(frozen=True)
+class EveryObject:
+    """Scenes with one sentence each, which means all their objects."""
+
+    scenes: Scenes
+
+    def __len__(self) -> int:
+        """Number of scenes."""
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> LabelledScene:
+        """Scene `index`."""
+        item = self.scenes[index]
+        everything = tuple(range(len(item.labels.boxes)))
+        return replace(item, queries=(GroundingQuery("every object", everything, unique=False),))
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Factors:
     several: Tensor  # [Q]: whether a sentence means several objects, if it means any
 
     def scores(self) -> Tensor:
-        """Probability [Q, N] of being meant: one about one object means at most its likeliest token."""
+        """Probability [Q, N] of being meant; of one object a sentence means at most its likeliest token."""
         scores = self.logits.sigmoid()
         if not scores.numel():
             return scores

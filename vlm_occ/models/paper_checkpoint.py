@@ -90,3 +90,15 @@ def load_system(name: str) -> Baseline:
     system = build_system(from_dict(GroundingOccConfig, about["system"]))
     load_paper_state(system, read_shards(folder), where=f"checkpoint {folder}")
     return system
+
+
+def take_over(system: Baseline, given: Baseline) -> None:
+    """Put into a system what another has of the same name and shape: an M-baseline's part of GroundingOcc.
+
+    ValueError where nothing fits.
+    """
+    state, known = system.state_dict(), given.state_dict()
+    fitting = {n: v for n, v in known.items() if n in state and state[n].shape == v.shape}
+    if not fitting:
+        raise ValueError("no weight of the initial system fits; give a checkpoint of the same scale")
+    system.load_state_dict({**state, **fitting})
