@@ -143,6 +143,9 @@ def test_an_untrained_layout_is_what_is_seen(bases: dict[str, Path], item: Label
     assert sight is not None and layout is not None
     met = sight.share > 0
     torch.testing.assert_close(layout.position[met], sight.point[met, :2], atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(
+        layout.position_std, torch.full_like(layout.position_std, 2.0), atol=0.15, rtol=0
+    )
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen"])

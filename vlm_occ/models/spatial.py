@@ -44,6 +44,9 @@ from vlm_occ.types import MENTIONS, NO_SITUATION, Layout, Scene, SceneState, Sit
 WHERE = "Where am I?"
 """The question of a situation that is only to be found."""
 
+SIGHT_DOUBT = 2.0
+"""Metres that a surface may be from where the trunk's occupancy shows it, before anything is learnt of it."""
+
 
 class SpatialHeads(nn.Module):
     """The heads of Loc3R-VLM 3.2 and 3.3 on final states of the language model, and the reader of situations.
@@ -68,6 +71,8 @@ class SpatialHeads(nn.Module):
         for last in silent:
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
+        if self.sighted is not None:
+            nn.init.constant_(self.sighted.bias[2:], 2 * math.log(SIGHT_DOUBT / config.scale))
 
     def see(self, states: Tensor, sight: Sight | None = None) -> BirdsEyeEstimate | None:
         """Bird's-eye positions of N vision tokens in the first view's frame.
