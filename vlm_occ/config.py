@@ -53,6 +53,7 @@ class SpatialConfig:
     bins: int = 36  # of the orientation
     layout: bool = True  # 3.2; without it the model has situations and questions only
     hidden: int | None = None  # width within the position and orientation heads; None: the language model's
+    sight: bool = False  # vision tokens are told where their rays meet the trunk's occupancy
 
 
 @dataclass(frozen=True)

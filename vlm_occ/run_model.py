@@ -18,7 +18,9 @@ from vlm_occ.models.checkpoint import (
 )
 from vlm_occ.models.widen import widened
 
-UNUSED_BY_LANGUAGE = ("pose.", "joint.", "mask.", "box.", "spatial.layout.", "spatial.vision_norm.")
+LAYOUT = ("spatial.layout.", "spatial.sighted.", "spatial.vision_norm.", "sight.")
+"""Modules that see pictures only."""
+UNUSED_BY_LANGUAGE = ("pose.", "joint.", "mask.", "box.", *LAYOUT)
 """Modules that stage "language" does not run: it sees no picture and decodes no object."""
 POINTS = ("token_state.", "word_encoder.", "factors.", "spatial.reader.", "pointer.")
 """Modules of the pointer. Stage "pointer" trains all but `pointer.`, which reads the language model only."""
@@ -69,7 +71,7 @@ def trainable(model: VLMOcc, config: TrainConfig) -> list[dict[str, Any]]:
             groups["lora" if language and not rows else "input"].append(parameter)
         else:
             parameter.requires_grad_(_head_trains(name, config.stage))
-            spliced = name.startswith(("voxel_projector.", "pose."))
+            spliced = name.startswith(("voxel_projector.", "pose.", "sight."))
             head = "pointer" if name.startswith(POINTS) else "head"
             groups["input" if spliced else head].append(parameter)
     rates = {

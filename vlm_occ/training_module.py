@@ -27,6 +27,7 @@ from vlm_occ.models.kept_states import (
 )
 from vlm_occ.models.label_tokens import label_tokens
 from vlm_occ.models.perception import PerceptionOutput
+from vlm_occ.models.sighted import with_sights
 from vlm_occ.models.spatial_batch import keep_clips, make_spatial_batch, without_pictures
 from vlm_occ.objectives import (
     GROUNDING_WEIGHTS,
@@ -187,14 +188,14 @@ class TrainingModule(Trainee[VLMOcc]):
         batch = replace(
             batch, inputs=batch.inputs.to(model.device), boxes=tuple(item.boxes for item in labels)
         )
-        if not pictures:
-            batch = without_pictures(batch)
         if seen is None:
             with torch.no_grad() if frozen else contextlib.nullcontext():
                 seen = model.perception(batch.inputs)
             if keeps:
-                seen = slim(seen, model)
+                seen = slim(with_sights(model, batch, seen), model)
                 self._keep(name, seen)
+        if not pictures:
+            batch = without_pictures(batch)
         if words is not None and states is None:
             states = words.keep(batch, seen, name, pictures)
         return model.ground_batch(batch, seen, states=states and [states]), batch

@@ -27,6 +27,7 @@ from vlm_occ.language.processor import Processor, add_special_tokens
 from vlm_occ.language.quantisation import move_statistics
 from vlm_occ.language.splice import Placeholder, Splice
 from vlm_occ.language.tokens import POSE, VOXEL, TokenIds
+from vlm_occ.language.vision_tokens import added_to_vision
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
@@ -137,7 +138,8 @@ class Backbone(nn.Module):
     ) -> list[JointStates]:
         """Final states of scenes and of their queries [l] in one forward, with gradients.
 
-        `features` holds a scene's "pose" [F, D] and "voxel" [N, D]. A query sees its scene and itself.
+        `features` holds a scene's "pose" [F, D] and "voxel" [N, D], and "vision" [V, D] where something is
+        added to its vision tokens. A query sees its scene and itself.
         """
         rows = []
         for prefix, asked in zip(prefixes, queries, strict=True):
@@ -258,7 +260,9 @@ class Backbone(nn.Module):
                 spliced[index] = torch.cat(rows)  # [N, D]
         frames = [prefix.frames for prefix in prefixes if prefix.frames]
         if frames:
-            spliced[self._family.vision_id], *deep = self._family.vision_features(frames)
+            seen, *deep = self._family.vision_features(frames)
+            added = [scene.get("vision") for scene in features]
+            spliced[self._family.vision_id] = added_to_vision(self, prefixes, seen, added)
         return spliced, deep
 
     def _token_rows(self, ids: Tensor) -> dict[int, Tensor]:

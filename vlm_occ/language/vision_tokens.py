@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from vlm_occ.language.backbones import Backbone
 from vlm_occ.language.prefixes import Prefix
+
+if TYPE_CHECKING:
+    from vlm_occ.language.backbones import Backbone
 
 
 @dataclass(frozen=True)
@@ -37,3 +41,23 @@ def vision_tokens(backbone: Backbone, prefix: Prefix) -> VisionTokens:
             start += count
     index = torch.cat(chosen) if chosen else torch.zeros(0, dtype=torch.long)
     return VisionTokens(places[index.to(places.device)], tuple(grids))
+
+
+def added_to_vision(
+    backbone: Backbone, prefixes: Sequence[Prefix], rows: Tensor, added: Sequence[Tensor | None]
+) -> Tensor:
+    """The vision features `rows` [N', D] of a batch of prefixes, with `added` [N, D] on each one's tokens.
+
+    Newlines and other marks get nothing. ValueError where a scene's numbers of rows and of tokens differ.
+    """
+    start = 0
+    for prefix, own in zip(prefixes, added, strict=True):
+        places = (prefix.input_ids == backbone._family.vision_id).nonzero()[:, 0]
+        if own is not None:
+            index = vision_tokens(backbone, prefix).index
+            if len(index) != len(own):
+                raise ValueError(f"{len(own)} rows are added to {len(index)} vision tokens; expected as many")
+            order = start + torch.searchsorted(places, index)
+            rows = rows.float().index_add(0, order.to(rows.device), own.to(rows.device).float())
+        start += len(places)
+    return rows

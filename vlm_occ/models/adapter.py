@@ -15,6 +15,7 @@ from vlm_occ.data.scenes import check_query
 from vlm_occ.data.video import is_calibrated
 from vlm_occ.encoders.inputs import prepare_scene
 from vlm_occ.encoders.pose import PoseEncoder
+from vlm_occ.encoders.sight import Sight, SightProjector
 from vlm_occ.encoders.voxel_tokens import DESCRIBED_CHANNELS, VoxelProjector, described, score_tokens
 from vlm_occ.heads.box import BoxHead, JointState, PointerHead, TokenState
 from vlm_occ.heads.factors import FactorHead, Factors
@@ -30,6 +31,7 @@ from vlm_occ.models.decoding import best_overlap, decode_objects, object_masks, 
 from vlm_occ.models.describe import describe
 from vlm_occ.models.perception import Perception, PerceptionOutput, SceneTokens
 from vlm_occ.models.saving import Saving
+from vlm_occ.models.sighted import batch_sights, encoded_sight
 from vlm_occ.models.spatial import (
     SpatialAnswers,
     SpatialHeads,
@@ -65,6 +67,8 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
         )
         self.box = BoxHead(width)
         self.spatial = SpatialHeads(hidden, width, config.spatial) if config.spatial is not None else None
+        sees = config.spatial is not None and config.spatial.sight
+        self.sight = SightProjector(hidden, scale) if sees else None
         if backbone.dtype == torch.float32:
             self.perception.compute_dtype = torch.float32
 
@@ -120,7 +124,9 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
     def language_states(self, batch: Batch, perception: PerceptionOutput) -> list[SceneStates]:
         """Scenes, their queries and their situated turns through the language model."""
         prefixes = [self._prefix(f, t) for f, t in zip(batch.frames, perception.tokens, strict=True)]
-        features = [self._features(f, t) for f, t in zip(batch.frames, perception.tokens, strict=True)]
+        sights = batch_sights(self, batch, prefixes, perception)
+        scenes = zip(batch.frames, perception.tokens, sights, strict=True)
+        features = [self._features(*scene) for scene in scenes]
         turns = batch_turns(self.backbone, batch)
         asked = [
             [*(self.backbone.query_ids(q.text, q.answer or None)[0] for q in scene), *(t.ids for t in own)]
@@ -128,15 +134,15 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
         ]
         joint = self.backbone.forward_joint(prefixes, features, asked)
         states = []
-        for one, prefix, queries, tokens in zip(
-            joint, prefixes, batch.queries, perception.tokens, strict=True
+        for one, prefix, queries, tokens, sight in zip(
+            joint, prefixes, batch.queries, perception.tokens, sights, strict=True
         ):
             split = len(queries)
             heard = self._heard(one.prefix, prefix, tokens)
             own = SceneStates(heard, tuple(one.queries[:split]), tuple(one.queries[split:]))
             if self.spatial is not None:
                 seen = vision_tokens(self.backbone, prefix)
-                own = replace(own, vision=one.prefix[seen.index], grids=seen.grids)
+                own = replace(own, vision=one.prefix[seen.index], grids=seen.grids, sight=sight)
             states.append(own)
         return states
 
@@ -160,8 +166,8 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
             return hidden[prefix.voxel_index]
         return hidden.new_zeros(len(tokens.features), hidden.shape[-1])
 
-    def _features(self, frames: VideoFrames, tokens: SceneTokens) -> dict[str, Tensor]:
-        """Embeddings for the pose and voxel placeholders of one scene."""
+    def _features(self, frames: VideoFrames, tokens: SceneTokens, sight: Sight | None) -> dict[str, Tensor]:
+        """Embeddings for the placeholders of one scene, and what is added to its vision tokens'."""
         result: dict[str, Tensor] = {}
         if self.config.voxel_tokens:
             known = described(tokens.attributes, tokens.candidates.box)
@@ -169,6 +175,8 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
             result["voxel"] = score_tokens(embeddings, tokens.candidates.score)
         if self.config.pose_source != "none" and len(frames.images):
             result["pose"] = self.pose_tokens(frames)
+        if self.sight is not None and sight is not None:
+            result["vision"] = self.sight(sight)
         return result
 
     @torch.no_grad()
@@ -182,11 +190,13 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
         perception = self.perception(prepare_scene(scene, self.config.perception).to(self.device))
         frames, tokens = video_frames(scene, self.config.vlm_frames), perception.tokens[0]
         prefix = self._prefix(frames, tokens)
-        language = self.backbone.encode_prefix(prefix, self._features(frames, tokens))
+        occupancy = perception.occupancy_logits[0].sigmoid() > self.config.occupancy_threshold
+        sight = encoded_sight(self, scene, frames, prefix, occupancy)
+        language = self.backbone.encode_prefix(prefix, self._features(frames, tokens, sight))
         state = SceneState(
             name=scene.name,
             grid=scene.grid,
-            occupancy=perception.occupancy_logits[0].sigmoid() > self.config.occupancy_threshold,
+            occupancy=occupancy,
             voxel_index=perception.voxel_index[:, 1:],
             voxel_features=perception.voxel_features,
             token_boxes=tokens.candidates.box,
@@ -194,7 +204,7 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
             token_states=self._token_states(self._heard(language.hidden, prefix, tokens), tokens),
             language=language,
         )
-        return self.with_layout(state, scene, frames, prefix)
+        return self.with_layout(state, scene, frames, prefix, sight)
 
     @overload
     def ground(self, state: SceneState, query: str, *, refine: bool = ...) -> GroundingResult: ...

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlm_occ.config import ModelConfig
 from vlm_occ.encoders.inputs import SceneInputs, collate_inputs, prepare_scene
+from vlm_occ.encoders.sight import Sight
 from vlm_occ.geometry import invert_rigid
 from vlm_occ.heads.factors import Factors
 from vlm_occ.models.perception import PerceptionOutput
@@ -70,6 +71,7 @@ class SceneStates:
     turns: tuple[Tensor, ...] = ()  # likewise of situated turns
     vision: Tensor | None = None  # [V, D] final states of its vision tokens, with spatial heads only
     grids: tuple[tuple[int, int], ...] = ()  # F: rows and columns of each picture's vision tokens
+    sight: Sight | None = None  # what these look to, in the first view's frame
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class KeptLanguage:
 
     def __init__(self, model: VLMOcc) -> None:
         """ValueError where something trains that the states depend on."""
-        asked = ("backbone.", "voxel_projector.", "pose.")
+        asked = ("backbone.", "voxel_projector.", "pose.", "sight.")
         trained = [n for n, p in model.named_parameters() if p.requires_grad and n.startswith(asked)]
         if trained:
             raise ValueError(

@@ -14,6 +14,7 @@ from vlm_occ.encoders.image_network import ImageNetwork
 from vlm_occ.encoders.inputs import SceneInputs
 from vlm_occ.encoders.lidar import LidarEncoder
 from vlm_occ.encoders.refine import BoxRefiner, Refinement
+from vlm_occ.encoders.sight import Sight
 from vlm_occ.encoders.sparse import SparseTensor
 from vlm_occ.encoders.voxel_tokens import (
     Candidates,
@@ -65,6 +66,7 @@ class PerceptionOutput:
     heatmap_logits: Tensor  # [B, 15, X, Y]
     regression: Tensor  # [B, 10, X, Y]
     tokens: tuple[SceneTokens, ...]  # B
+    sights: tuple[Sight | None, ...] = ()  # B where they are kept; else they are made of the logits
 
 
 class Perception(nn.Module):

@@ -16,6 +16,7 @@ from vlm_occ.config import ModelConfig, SpatialConfig
 from vlm_occ.data.scenes import check_query
 from vlm_occ.data.video import is_calibrated
 from vlm_occ.encoders.pose import PoseEncoder
+from vlm_occ.encoders.sight import SIGHT_CHANNELS, Sight, sight_features
 from vlm_occ.geometry import invert_rigid
 from vlm_occ.heads.anchored import ReadSituation, SituationReader, anchored_pose, mention_spans
 from vlm_occ.heads.factors import FactorHead
@@ -24,6 +25,7 @@ from vlm_occ.heads.layout import (
     LayoutHead,
     first_view_frame,
     planar_part,
+    split_estimate,
     to_reference_frame,
 )
 from vlm_occ.heads.situation import (
@@ -42,12 +44,16 @@ from vlm_occ.types import MENTIONS, NO_SITUATION, Layout, Scene, SceneState, Sit
 WHERE = "Where am I?"
 """The question of a situation that is only to be found."""
 
+SIGHT_DOUBT = 2.0
+"""Metres that a surface may be from where the trunk's occupancy shows it, before anything is learnt of it."""
+
 
 class SpatialHeads(nn.Module):
     """The heads of Loc3R-VLM 3.2 and 3.3 on final states of the language model, and the reader of situations.
 
     The layer norms are ours: a few channels of a small model's final states are a hundred times the others.
-    Position and orientation heads start without effect: what the words say of the tokens comes first.
+    Position and orientation heads start without effect: what the words say of the tokens comes first. So does
+    the layout head where vision tokens have a sight: what is seen comes first.
     """
 
     def __init__(self, width: int, word_width: int, config: SpatialConfig) -> None:
@@ -58,14 +64,30 @@ class SpatialHeads(nn.Module):
         self.orientation = OrientationHead(width, bins=config.bins, hidden=config.hidden)
         self.reader = SituationReader(word_width)
         self.scale, self.bins = config.scale, config.bins
-        for head in (self.position, self.orientation):
-            last = cast(nn.Linear, head.layers[-1])
+        silent = [cast(nn.Linear, head.layers[-1]) for head in (self.position, self.orientation)]
+        self.sighted = nn.Linear(SIGHT_CHANNELS, 4) if config.layout and config.sight else None
+        if self.layout is not None and self.sighted is not None:
+            silent += [self.layout.linear, self.sighted]
+        for last in silent:
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
+        if self.sighted is not None:
+            nn.init.constant_(self.sighted.bias[2:], 2 * math.log(SIGHT_DOUBT / config.scale))
 
-    def see(self, states: Tensor) -> BirdsEyeEstimate | None:
-        """Bird's-eye positions of vision tokens from their states [N, D], in the first view's frame."""
-        return None if self.layout is None else self.layout(self.vision_norm(states.float()))
+    def see(self, states: Tensor, sight: Sight | None = None) -> BirdsEyeEstimate | None:
+        """Bird's-eye positions of N vision tokens in the first view's frame.
+
+        From their states [N, D] and, where it is known, from where their rays meet the trunk's occupancy:
+        then the states tell how far the surface is from there, and how sure that is.
+        """
+        if self.layout is None:
+            return None
+        raw = self.layout.linear(self.vision_norm(states.float()))
+        if self.sighted is None or sight is None:
+            return split_estimate(raw, scale=self.scale)
+        estimate = split_estimate(raw + self.sighted(sight_features(sight)), scale=self.scale)
+        met = (sight.share > 0)[:, None]
+        return replace(estimate, mean=estimate.mean + torch.where(met, sight.point[:, :2], 0.0))
 
     def place(
         self, read: ReadSituation, objects: Tensor, boxes: Tensor, car: Tensor, where: Tensor, facing: Tensor
@@ -154,7 +176,7 @@ def spatial_output(
     layout = []
     for scene in states:
         vision = scene.tokens[:0] if scene.vision is None else scene.vision
-        layout.append(heads.see(vision))
+        layout.append(heads.see(vision, scene.sight))
     return SpatialOutput(
         layout=tuple(layout),
         grids=tuple(scene.grids for scene in states),
@@ -268,7 +290,14 @@ class SpatialAnswers:
         )
         return self.with_layout(state, scene, frames, prefix)
 
-    def with_layout(self, state: SceneState, scene: Scene, frames: VideoFrames, prefix: Prefix) -> SceneState:
+    def with_layout(
+        self,
+        state: SceneState,
+        scene: Scene,
+        frames: VideoFrames,
+        prefix: Prefix,
+        sight: Sight | None = None,
+    ) -> SceneState:
         """The state with the layout of what its vision tokens see, and the frame of its first view."""
         transform = scene_frame(scene, frames)
         state = replace(state, reference_from_first=transform, calibrated=is_calibrated(scene.rig))
@@ -276,7 +305,7 @@ class SpatialAnswers:
             return state
         tokens = vision_tokens(self.backbone, prefix)
         hidden = cast(PrefixState, state.language).hidden
-        seen = self.spatial.see(hidden[tokens.index])
+        seen = self.spatial.see(hidden[tokens.index], sight)
         if seen is None:
             return state
         estimate = to_reference_frame(seen, transform)
