@@ -152,6 +152,10 @@ def test_the_command_writes_the_fields_that_others_read(
     assert "OTHER DATA" in result["published"]["data"]
     told = capsys.readouterr().out
     assert "exact situations (n = 2): within 0.5m" in told and "questions, counting (n = 2)" in told
+    assert main([*arguments, "--ablation", f"whole={name}", "--ablation-scenes", "1"]) == 0
+    result = json.loads(out.read_text())
+    assert result["localisation"]["n"] == 2 and result["ablation"]["whole"]["localisation"]["n"] == 1
+    assert result["protocol"]["ablation"] == "the first 1 scenes"
     assert main([*arguments, "--no-questions"]) == 0
     result = json.loads(out.read_text())
     assert result["localisation"]["n"] == 2 and result["qa"]["overall"]["n"] == 0

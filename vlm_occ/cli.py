@@ -80,6 +80,9 @@ def build_parser() -> Parser:
     evaluate.add_argument(
         "--ablation", nargs="*", default=[], metavar="STEP=MODEL", help="with --spatial: other models"
     )
+    evaluate.add_argument(
+        "--ablation-scenes", type=int, metavar="N", help="with --ablation: the first N scenes only"
+    )
     evaluate.add_argument("--keep", metavar="DIR", help="with --spatial: keep simulated scenes here")
     evaluate.add_argument("--no-questions", action="store_true", help="with --spatial: ask no questions")
 

@@ -188,6 +188,7 @@ def evaluate_spatial(arguments: argparse.Namespace) -> None:
         arguments.out,
         scenes=arguments.scenes,
         ablation={step: model for step, _, model in steps},
+        ablation_scenes=arguments.ablation_scenes,
         folder=arguments.keep,
         questions=not arguments.no_questions,
     )

@@ -50,11 +50,13 @@ def spatial_command(
     *,
     scenes: int = 200,
     ablation: Mapping[str, str] | None = None,
+    ablation_scenes: int | None = None,
     folder: str | None = None,
     questions: bool = True,
 ) -> dict[str, object]:
     """Figures of a model on simulated drives, written to `out`; `ablation` names other models by their step.
 
+    With `ablation_scenes` those see the first scenes only.
     `folder` keeps the scenes between runs; without `questions`, which take most of the time, none is asked.
     ValueError where a model has no spatial heads.
     """
@@ -66,8 +68,9 @@ def spatial_command(
     assert isinstance(localisation, dict)
     localisation["vague_sentence_bound"] = uncertainty_figures(bounds)
     steps: dict[str, object] = {}
+    some = min(ablation_scenes or len(source), len(source))
     for name, path in (ablation or {}).items():
-        found, _ = evaluate_source(load_spatial(path), source, answers=questions)
+        found, _ = evaluate_source(load_spatial(path), source, answers=questions, limit=some)
         steps[name] = {"model": path, **spatial_figures(found)}
     result["ablation"] = steps
     result["published"] = PUBLISHED
@@ -81,6 +84,7 @@ def spatial_command(
         "questions": f"{SENTENCES} a scene and lexicon; exact match after the normalisation of LEO"
         if questions
         else "none asked",
+        "ablation": f"the first {some} scenes" if steps else "none",
         "layout": "vision tokens whose surface is within 30 m, exact depth; median over tokens",
         "intervals": "95 % percentile bootstrap over scenes",
     }
@@ -116,15 +120,15 @@ def open_spatial(split: str, scenes: int, model: VLMOcc, *, folder: str | None =
 
 
 def evaluate_source(
-    model: VLMOcc, source: SimulatedScenes, *, answers: bool = True
+    model: VLMOcc, source: SimulatedScenes, *, answers: bool = True, limit: int | None = None
 ) -> tuple[SpatialRecords, list[Located]]:
-    """Records of every scene, and for each vague situation the best that its sentence allows."""
+    """Records of the first `limit` scenes, and for each vague situation the best that its words allow."""
     from tqdm import tqdm
 
     from vlm_occ.data.simulator.scene import split_seed
 
     records, bounds = SpatialRecords(), []
-    for index in tqdm(range(len(source)), unit="scene", desc="spatial"):
+    for index in tqdm(range(min(len(source), limit or len(source))), unit="scene", desc="spatial"):
         item, facts = source.with_facts(index)
         records.extend(evaluate_spatial_scene(model, item, answers=answers))
         seed = split_seed(source.split, index)
