@@ -203,6 +203,27 @@ def camera_rays(rig: CameraRig) -> tuple[Tensor, Tensor]:
     return origins, directions
 
 
+def cell_rig(
+    intrinsics: Tensor,
+    ego_from_camera: Tensor,
+    image_size: tuple[int, int],
+    cells: tuple[int, int],
+    *,
+    rays: int = 1,
+) -> CameraRig:
+    """Cameras whose pixels are `rays` x `rays` parts of each of `cells` (h, w) that cover an image.
+
+    `intrinsics` [V, 3, 3] and `ego_from_camera` [V, 4, 4] of images of `image_size` (H, W); a pixel's ray
+    runs through the middle of its part.
+    """
+    height, width = cells[0] * rays, cells[1] * rays
+    scale = intrinsics.new_tensor([width / image_size[1], height / image_size[0], 1.0])
+    scaled = intrinsics * scale[:, None]
+    scaled[:, :2, 2] -= 0.5
+    names = tuple(str(v) for v in range(len(intrinsics)))
+    return CameraRig(names, scaled, ego_from_camera, (height, width))
+
+
 def render_depth(occupancy: Tensor, grid: VoxelGrid, rig: CameraRig, *, max_depth: float = 100.0) -> Tensor:
     """Depth [V, H, W] along the optical axis of every pixel, inf without a voxel (Talk2Occ, eq. 9 to 11)."""
     origins, directions = camera_rays(rig)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlm_occ.raycast import render_depth
-from vlm_occ.types import CameraRig, VoxelGrid
+from vlm_occ.raycast import cell_rig, render_depth
+from vlm_occ.types import VoxelGrid
 
 RAYS = 5
 """Rays a token in each direction: their median never lies between fore- and background."""
@@ -65,11 +65,8 @@ def look(
     [F, 4, 4] and the answer are in the grid's frame. Of a token's rays that meet a voxel, the one of (lower)
     median depth counts, as in the layout's targets, and its surface is expected behind the voxel's face.
     """
-    (height, width), images = (cells[0] * RAYS, cells[1] * RAYS), len(intrinsics)
-    scale = intrinsics.new_tensor([width / image_size[1], height / image_size[0], 1.0])
-    scaled = intrinsics * scale[:, None]
-    scaled[:, :2, 2] -= 0.5  # a ray runs through the middle of its part of a cell
-    rig = CameraRig(tuple(map(str, range(images))), scaled, ego_from_camera, (height, width))
+    rig = cell_rig(intrinsics, ego_from_camera, image_size, cells, rays=RAYS)
+    (height, width), images = rig.image_size, len(intrinsics)
     depth = by_cell(render_depth(occupancy, grid, rig), cells)  # [F, h*w, R]
     hits = depth.isfinite().sum(-1)  # [F, h*w]
     middle = torch.div((hits - 1).clamp(min=0), 2, rounding_mode="floor")[..., None]
@@ -78,7 +75,7 @@ def look(
     v, u = torch.meshgrid(torch.arange(height).to(depth), torch.arange(width).to(depth), indexing="ij")
     u, v = (by_cell(value.expand(images, -1, -1), cells).gather(-1, ray)[..., 0] for value in (u, v))
     pixels = torch.stack([u, v, torch.ones_like(u)], dim=-1)  # [F, h*w, 3]
-    course = pixels @ torch.linalg.inv(scaled).mT @ ego_from_camera[:, :3, :3].mT  # depth 1
+    course = pixels @ torch.linalg.inv(rig.intrinsics).mT @ ego_from_camera[:, :3, :3].mT  # depth 1
     distance = torch.where(hits > 0, depth.gather(-1, ray)[..., 0] * course.norm(dim=-1), 0.0)
     sight = Sight(
         origin=ego_from_camera[:, None, :3, 3].expand_as(course).flatten(0, 1),

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from vlm_occ.config import from_dict
-from vlm_occ.eval.contest import Contest, ContestConfig
+from vlm_occ.eval.contest import Contest, ContestConfig, contest_config
 from vlm_occ.eval.metrics import QueryRecord, bootstrap_intervals, paired_difference
-from vlm_occ.eval.report import commit_of_tree, write_json
-from vlm_occ.run_config import plain_value
+from vlm_occ.eval.report import circumstances, write_json
 
 ROWS = (
     ("VLM-Occ", "whole"),
@@ -57,10 +51,7 @@ def ablations(config: ContestConfig) -> dict[str, object]:
             "difference": "row minus whole, same sentences and seeds, paired over scenes",
             "intervals": f"95 % percentile bootstrap over scenes, {config.draws} draws, seeds pooled",
             "train_seconds": {name: contest.train_seconds(name) for name, _ in ROWS},
-            "commit": commit_of_tree(),
-            "command": " ".join(sys.argv),
-            "hardware": f"{platform.machine()}, {os.cpu_count()} CPU cores, CUDA {torch.cuda.is_available()}",
-            "torch": torch.__version__,
+            **circumstances(),
         },
     }
 
@@ -109,19 +100,10 @@ def format_ablations(result: dict) -> str:
 
 def ablations_command(fields: dict[str, str], results: Path) -> dict[str, object]:
     """`scripts/benchmark.py ablations --trunk CHECKPOINT [--field value]`: fields of ContestConfig."""
-    values: dict[str, object] = {
-        "out": "runs/ablations",
-        "num_frames": 4,
-        "camera_frames": 4,
-        "lexicon": "both",
-        "pointer_share": 0.3,
-        **{name.replace("-", "_"): plain_value(text) for name, text in fields.items()},
-    }
-    if "trunk" not in values:
-        raise ValueError(
-            "--trunk is missing; give a checkpoint of stage 'perception', as nano_cpu_perception.yaml"
-        )
-    result = ablations(from_dict(ContestConfig, values))
+    config = contest_config(
+        fields, out="runs/ablations", num_frames=4, camera_frames=4, lexicon="both", pointer_share=0.3
+    )
+    result = ablations(config)
     write_json(result, results)
     print(format_ablations(result))
     return result

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from vlm_occ.config import DataConfig, ModelConfig, PerceptionConfig, TrainConfig
+from vlm_occ.config import DataConfig, ModelConfig, PerceptionConfig, TrainConfig, from_dict
 from vlm_occ.data.dataset import Talk2OccDataset
 from vlm_occ.data.store import SimulatedScenes
 from vlm_occ.eval.contenders import Scores, score
@@ -27,6 +27,7 @@ from vlm_occ.models.checkpoint import find_checkpoint, read_config
 from vlm_occ.models.groundingocc_config import GroundingOccConfig, baseline, table3, table4
 from vlm_occ.models.load import load_model
 from vlm_occ.paper_train import PaperTrainConfig, train_paper
+from vlm_occ.run_config import plain_value
 from vlm_occ.run_scenes import with_one_target
 from vlm_occ.train import train
 from vlm_occ.types import GroundingQuery, LabelledScene
@@ -83,6 +84,16 @@ FREE_TO_CHANGE = (
     *("reference_seeds", "draws", "pictures", "save_every"),
 )
 """Fields that may differ when a contest goes on in its folder."""
+
+
+def contest_config(fields: Mapping[str, str], **defaults: object) -> ContestConfig:
+    """A contest's settings from the command line; ValueError where one is unknown or no trunk given."""
+    values = {**defaults, **{name.replace("-", "_"): plain_value(text) for name, text in fields.items()}}
+    if "trunk" not in values:
+        raise ValueError(
+            "--trunk is missing; give a checkpoint of stage 'perception', as nano_cpu_perception.yaml"
+        )
+    return from_dict(ContestConfig, values)
 
 
 class Contest:

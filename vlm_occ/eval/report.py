@@ -47,6 +47,16 @@ def protocol(model: VLMOcc, name: str, scenes: Scenes, split: str, data: str) ->
     }
 
 
+def circumstances() -> dict[str, str]:
+    """Commit, command, machine and library of a run whose models are wherever there is room."""
+    return {
+        "commit": commit_of_tree(),
+        "command": " ".join(sys.argv),
+        "hardware": f"{platform.machine()}, {os.cpu_count()} CPU cores, CUDA {torch.cuda.is_available()}",
+        "torch": torch.__version__,
+    }
+
+
 def commit_of_tree() -> str:
     """The commit of the working tree, if it is one."""
     try:

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from vlm_occ.config import from_dict
 from vlm_occ.eval.contenders import score
-from vlm_occ.eval.contest import Contest, ContestConfig
+from vlm_occ.eval.contest import Contest, ContestConfig, contest_config
 from vlm_occ.eval.cost import costs
 from vlm_occ.eval.figure6 import draw_figure6
 from vlm_occ.eval.metrics import QueryRecord, bootstrap_intervals, paired_difference
-from vlm_occ.eval.report import commit_of_tree, write_json
+from vlm_occ.eval.report import circumstances, write_json
 from vlm_occ.models.references import RandomReference
-from vlm_occ.run_config import plain_value
 
 Runs = list[tuple[QueryRecord, ...]]
 """The records of one system, a seed each."""
@@ -180,10 +175,7 @@ def protocol(contest: Contest, runs: dict[str, Runs]) -> dict[str, object]:
         "multi_frame": config.camera_frames,
         "train_seconds": {name: contest.train_seconds(name) for name in trained},
         "paper": {"table2": PAPER_TABLE2, "table3": TABLE3, "table4": TABLE4},
-        "commit": commit_of_tree(),
-        "command": " ".join(sys.argv),
-        "hardware": f"{platform.machine()}, {os.cpu_count()} CPU cores, CUDA {torch.cuda.is_available()}",
-        "torch": torch.__version__,
+        **circumstances(),
     }
 
 
@@ -224,12 +216,7 @@ def format_tables(result: dict) -> str:
 
 def tables_command(fields: dict[str, str], results: Path) -> dict[str, object]:
     """`scripts/benchmark.py tables --trunk CHECKPOINT [--field value]`: fields of ContestConfig."""
-    values = {name.replace("-", "_"): plain_value(text) for name, text in fields.items()}
-    if "trunk" not in values:
-        raise ValueError(
-            "--trunk is missing; give a checkpoint of stage 'perception', as nano_cpu_perception.yaml"
-        )
-    result = tables(from_dict(ContestConfig, values))
+    result = tables(contest_config(fields))
     write_json(result, results)
     print(format_tables(result))
     return result

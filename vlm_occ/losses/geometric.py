@@ -20,8 +20,8 @@ from vlm_occ.losses.occupancy import (
     sigmoid_focal,
     term,
 )
-from vlm_occ.raycast import render_depth
-from vlm_occ.types import FREE, CameraRig, VoxelGrid
+from vlm_occ.raycast import cell_rig, render_depth
+from vlm_occ.types import FREE, VoxelGrid
 from vlm_occ.voxels import voxels_in_box
 
 PAPER_WEIGHTS = {
@@ -186,10 +186,5 @@ def cell_depth(
     `occupancy` bool [X, Y, Z]; images of `image_size` (H, W) with `intrinsics` [V, 3, 3]; `rays` a cell and
     direction, spread evenly.
     """
-    height, width = cells[0] * rays, cells[1] * rays
-    scale = intrinsics.new_tensor([width / image_size[1], height / image_size[0], 1.0])
-    scaled = intrinsics * scale[:, None]
-    scaled[:, :2, 2] -= 0.5  # a ray runs through the middle of its part of a cell
-    names = tuple(str(v) for v in range(len(intrinsics)))
-    depth = render_depth(occupancy, grid, CameraRig(names, scaled, ego_from_camera, (height, width)))
-    return nearest_depth(depth, cells)
+    rig = cell_rig(intrinsics, ego_from_camera, image_size, cells, rays=rays)
+    return nearest_depth(render_depth(occupancy, grid, rig), cells)
