@@ -78,9 +78,10 @@ class SpatialHeads(nn.Module):
         """Bird's-eye positions of N vision tokens in the first view's frame.
 
         From their states [N, D] and, where it is known, from where their rays meet the trunk's occupancy:
-        then the states tell how far the surface is from there, and how sure that is.
+        then the states tell how far the surface is from there, and how sure that is. None without a layout
+        head, and where a head that starts from a sight has none: in a plain video.
         """
-        if self.layout is None:
+        if self.layout is None or (self.sighted is not None and sight is None):
             return None
         raw = self.layout.linear(self.vision_norm(states.float()))
         if self.sighted is None or sight is None:
