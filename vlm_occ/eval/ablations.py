@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from vlm_occ.eval.contest import Contest, ContestConfig, contest_config
 from vlm_occ.eval.metrics import QueryRecord, bootstrap_intervals, paired_difference
 from vlm_occ.eval.report import circumstances, write_json
+from vlm_occ.eval.tables import numbered
 
 ROWS = (
     ("VLM-Occ", "whole"),
@@ -32,7 +33,8 @@ def ablations(config: ContestConfig) -> dict[str, object]:
     """Everything that `results/ablations.json` holds; a folder's finished systems are not trained again."""
     contest = Contest(config)
     runs = {
-        name: [r for seed in range(config.seeds) for r in numbered(contest, name, seed)] for name, _ in ROWS
+        name: numbered([contest.scored(name, seed=seed).plain for seed in range(config.seeds)])
+        for name, _ in ROWS
     }
     rows = []
     for name, title in ROWS:
@@ -54,11 +56,6 @@ def ablations(config: ContestConfig) -> dict[str, object]:
             **circumstances(),
         },
     }
-
-
-def numbered(contest: Contest, name: str, seed: int) -> list[QueryRecord]:
-    """The records of a system under a seed, each with a number of its own."""
-    return [replace(r, query=r.query + 10_000 * seed) for r in contest.scored(name, seed=seed).plain]
 
 
 def _figures(

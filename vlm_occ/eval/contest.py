@@ -50,9 +50,7 @@ class ContestConfig:
     queries: int = 48  # sentences written for each training scene
     queries_per_scene: int = 16  # of them in a step
     eval_queries: int = 6
-    lexicon: Literal["train", "both"] = (
-        "train"  # of the evaluation; both: as many sentences again in unseen words
-    )
+    lexicon: Literal["train", "both"] = "train"  # of the evaluation; both: unseen words besides
     steps: int = 1000
     ablation_steps: int = 0  # of Tables III and IV; 0: the same budget as Table II
     until: float = 0.30  # Acc@0.25 of GroundingOcc-Refine up to which `steps` is doubled
@@ -64,9 +62,7 @@ class ContestConfig:
     detector_steps: int = 0  # on every object of a scene, before any sentence: as VLM-Occ's trunk has learned
     base: str = "nano"  # VLM-Occ's pretrained model
     pointer_share: float = 0.6  # of VLM-Occ's steps that train its pointer, before its language model runs
-    vlm_token_rate: float = (
-        4e-4  # of what makes voxel tokens of the trunk's features, which no other system has
-    )
+    vlm_token_rate: float = 4e-4  # of what makes voxel tokens of the trunk's features: no other system's
     vlm_head_rate: float = 1e-3
     vlm_pointer_rate: float = 2e-4  # of the pointer once the language model runs; before that, as the heads
     vlm_input_rate: float = 3e-4
@@ -104,7 +100,7 @@ class Contest:
         self.config, self.out = config, Path(config.out)
         self.perception = trunk_config(config.trunk, config.camera_frames)
         self._keep_settings()
-        self.validation = OneTarget(self._scenes("val"))
+        self.validation = Changed(self._scenes("val"), with_one_target)
         self.system = GroundingOccConfig(perception=self.perception, text=config.text)
         if config.width:
             self.system = replace(self.system, width=config.width)
@@ -230,36 +226,30 @@ class Contest:
         return str(self.out / "features") if self.config.keep_features else None
 
     def _train_paper(self, folder: Path, system: GroundingOccConfig, seed: int, steps: int) -> None:
-        run = PaperTrainConfig(
+        run = self._paper_run(folder, system, seed, steps)
+        if self.config.detector_steps:
+            run = replace(run, init=str(self._detector(system)))
+        train_paper(run, source=self._scenes("train"))
+
+    def _paper_run(self, folder: Path, system: GroundingOccConfig, seed: int, steps: int) -> PaperTrainConfig:
+        return PaperTrainConfig(
             **self._run(folder, seed, steps),  # type: ignore[arg-type]
             system=system,
             features=self._features(),
             head_rate=self.config.rate,
         )
-        if self.config.detector_steps:
-            run = replace(run, init=str(self._detector(run)))
-        train_paper(run, source=self._scenes("train"))
 
-    def _detector(self, run: PaperTrainConfig) -> Path:
+    def _detector(self, system: GroundingOccConfig) -> Path:
         """The baseline of a system's sensors, trained to find all objects of a scene: no words.
 
         VLM-Occ's candidates come from a trunk that has learned the same, so no system starts blind.
         """
-        sensors = "M" if run.system.system == "GroundingOcc" else run.system.system
+        sensors = "M" if system.system == "GroundingOcc" else system.system
         folder = self.out / f"detector-{sensors}"
         if not (folder / "final").exists():
-            steps = self.config.detector_steps
-            alone = replace(
-                run,
-                out=str(folder),
-                system=baseline(self.system, sensors),
-                data=replace(run.data, one_target=False),
-                seed=0,
-                steps=steps,
-                queries_per_scene=1,
-                warmup=max(min(50, steps // 10), 1),
-            )
-            train_paper(alone, source=EveryObject(self._scenes("train")))
+            run = self._paper_run(folder, baseline(self.system, sensors), 0, self.config.detector_steps)
+            run = replace(run, data=replace(run.data, one_target=False), queries_per_scene=1)
+            train_paper(run, source=Changed(self._scenes("train"), about_everything))
         return folder / "final"
 
     def _train_vlm(self, folder: Path, model: ModelConfig, seed: int, steps: int) -> None:
@@ -305,10 +295,11 @@ class Contest:
 
 
 @dataclass(frozen=True)
-class EveryObject:
-    """Scenes with one sentence each, which means all their objects."""
+class Changed:
+    """Scenes with other sentences than their own."""
 
     scenes: Scenes
+    change: Callable[[LabelledScene], LabelledScene]
 
     def __len__(self) -> int:
         """Number of scenes."""
@@ -316,24 +307,13 @@ class EveryObject:
 
     def __getitem__(self, index: int) -> LabelledScene:
         """Scene `index`."""
-        item = self.scenes[index]
-        everything = tuple(range(len(item.labels.boxes)))
-        return replace(item, queries=(GroundingQuery("every object", everything, unique=False),))
+        return self.change(self.scenes[index])
 
 
-@dataclass(frozen=True)
-class OneTarget:
-    """Scenes with only those sentences that mean exactly one object."""
-
-    scenes: Scenes
-
-    def __len__(self) -> int:
-        """Number of scenes."""
-        return len(self.scenes)
-
-    def __getitem__(self, index: int) -> LabelledScene:
-        """Scene `index`."""
-        return with_one_target(self.scenes[index])
+def about_everything(item: LabelledScene) -> LabelledScene:
+    """The scene with one sentence, which means all its objects."""
+    everything = tuple(range(len(item.labels.boxes)))
+    return replace(item, queries=(GroundingQuery("every object", everything, unique=False),))
 
 
 def trunk_config(name: str, camera_frames: int) -> PerceptionConfig:

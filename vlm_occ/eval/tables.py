@@ -75,13 +75,15 @@ def intervals(runs: Runs, draws: int) -> dict[str, dict[str, list[float]] | None
     return result
 
 
+def numbered(runs: Runs) -> list[QueryRecord]:
+    """The records of all seeds, each with a number of its own."""
+    return [replace(r, query=r.query + 10_000 * seed) for seed, run in enumerate(runs) for r in run]
+
+
 def paired(first: Runs, second: Runs, draws: int) -> dict[str, object]:
     """How much `second` is better than `first` on the same sentences, seed by seed, over scenes."""
     common = min(len(first), len(second))
-    one, two = (
-        [replace(r, query=r.query + 10_000 * seed) for seed, run in enumerate(runs[:common]) for r in run]
-        for runs in (first, second)
-    )
+    one, two = numbered(first[:common]), numbered(second[:common])
     return {
         "acc25": paired_difference(one, two, lambda r: float(r.iou > 0.25), draws=draws),
         "acc50": paired_difference(one, two, lambda r: float(r.iou > 0.5), draws=draws),
