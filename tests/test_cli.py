@@ -63,7 +63,8 @@ class StubModel:
         member = voxels_in_box(BOX, state.grid)
         found = () if "unicorn" in query else (GroundedObject(member, BOX, 0.875),)
         text = "It is a car." if found else "There is no such object."
-        return GroundingResult(query, text, found, state.occupancy | member, state.grid)
+        read = query.replace("digger", "excavator")
+        return GroundingResult(query, text, found, state.occupancy | member, state.grid, read)
 
     def ask(self, state: SceneState, question: str) -> str:
         """An answer that tells how much was remembered."""
@@ -96,6 +97,15 @@ def error_of(argv: list[str], capsys: pytest.CaptureFixture[str], *, code: int =
     errors = [line for line in streams.err.splitlines() if line.startswith("vlm-occ: error: ")]
     assert len(errors) == 1 and streams.err.endswith(errors[0] + "\n")
     return errors[0]
+
+
+def test_ground_tells_what_unknown_words_were_taken_for(
+    stub: StubModel, keyframe_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ground", str(keyframe_folder), "the digger"]) == 0
+    assert capsys.readouterr().out.startswith('(read as "the excavator")\nIt is a car.\n')
+    assert main(["ground", str(keyframe_folder), "the digger", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["read_as"] == "the excavator"
 
 
 def test_ground_prints_one_json_object_and_writes_the_grid(

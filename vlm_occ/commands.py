@@ -68,12 +68,19 @@ def as_record(result: GroundingResult, seconds: dict[str, float]) -> dict[str, o
         }
         for item in result.objects
     ]
-    return {"query": result.query, "text": result.text, "objects": objects, "seconds": seconds}
+    reading = {"read_as": result.read_as} if _reworded(result) else {}
+    return {"query": result.query, "text": result.text, "objects": objects, "seconds": seconds, **reading}
+
+
+def _reworded(result: GroundingResult) -> bool:
+    """Whether a sentence was read in other words than its own."""
+    return result.read_as not in ("", result.query)
 
 
 def as_text(result: GroundingResult) -> str:
-    """An answer for people: the sentence, then one line an object."""
-    lines = [result.text]
+    """An answer for people: what unknown words were taken for, the sentence, then one line an object."""
+    lines = [f'(read as "{result.read_as}")'] if _reworded(result) else []
+    lines.append(result.text)
     for number, item in enumerate(result.objects, start=1):
         x, y, z, dx, dy, dz, yaw = item.box.tolist()
         size = f"{dx:.1f} x {dy:.1f} x {dz:.1f} m"

@@ -331,6 +331,15 @@ class GroundedObject:
 
 
 @dataclass(frozen=True)
+class Wording:
+    """A phrase of the training lexicon, and the plainest wording of what it means; "" leaves a word alone."""
+
+    phrase: str
+    singular: str
+    plural: str = ""  # of nouns
+
+
+@dataclass(frozen=True)
 class GroundingResult:
     """The answer to one query; no object is a legal answer."""
 
@@ -339,6 +348,7 @@ class GroundingResult:
     objects: tuple[GroundedObject, ...]
     scene_occupancy: Tensor  # bool [X, Y, Z], the same for every query of a scene
     grid: VoxelGrid
+    read_as: str = ""  # the query in words that training knew; "" where nothing was asked of it
 
     @property
     def occupancy(self) -> Tensor:

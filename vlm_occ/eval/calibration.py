@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vlm_occ.data.simulator.vocabulary import training_adjectives, training_nouns, training_words
 from vlm_occ.data.store import SimulatedScenes
 from vlm_occ.eval.evaluate import Scenes
+from vlm_occ.language.known_words import measure_words
 from vlm_occ.losses.matching import match_boxes
 from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.models.checkpoint import load_checkpoint, save_checkpoint
@@ -105,11 +107,15 @@ def choose_cut(sentences: Sequence[Scored], *, max_false_rejected: float = 0.03)
 
 
 def calibrate_command(name: str, out: Path, *, scenes: int = 60, half: bool = False) -> Cut:
-    """`vlm-occ calibrate`: a checkpoint with its cut set on simulated scenes, saved in `out`."""
+    """`vlm-occ calibrate`: a checkpoint with its cut set on simulated scenes, saved in `out`.
+
+    With it are kept the words of the simulator's training lexicon, by which others are understood.
+    """
     model = load_checkpoint(name).eval()
     source = SimulatedScenes("calibration", scenes, num_frames=2, num_queries=12)
     cut = choose_cut(scored_sentences(model, source))
     model.config = replace(model.config, score_threshold=cut.threshold, score_ratio=cut.ratio)
+    model.known = measure_words(model.backbone, training_words(), training_nouns(), training_adjectives())
     save_checkpoint(model, out, dtype=torch.bfloat16 if half else None)
     print(
         f"vlm-occ: score_threshold {cut.threshold:g}, score_ratio {cut.ratio:g}: {cut.exact:.1%} exact, "

@@ -86,7 +86,7 @@ def evaluate_scene(model: VLMOcc, item: LabelledScene, *, sensors: Sensors = "al
     state = model.encode(scene)
     texts = [query.text for query in item.queries]
     match = match_boxes(state.token_boxes.cpu(), item.labels.boxes)
-    query = model.query_states(state, texts)
+    query = model.query_states(state, model.understood(state, texts))
     scores = model.state_scores(state, query)
     chosen = [model.chosen_tokens(row).tolist() for row in scores]
     wanted = [[int(match[t]) for t in q.targets if match[t] >= 0] for q in item.queries]

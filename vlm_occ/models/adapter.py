@@ -23,8 +23,10 @@ from vlm_occ.heads.occupancy import ObjectMaskHead
 from vlm_occ.heads.words import QueryStates, WordEncoder, read_queries
 from vlm_occ.language.backbones import Backbone
 from vlm_occ.language.full import train_whole
+from vlm_occ.language.known_words import KnownWords
 from vlm_occ.language.loading import load_backbone
 from vlm_occ.language.prefixes import Prefix, PrefixState
+from vlm_occ.language.rewording import readings
 from vlm_occ.language.vision_tokens import vision_tokens
 from vlm_occ.models.batch import Batch, GroundingOutput, SceneStates, VideoFrames, video_frames
 from vlm_occ.models.decoding import best_overlap, decode_objects, object_masks, pairs_to_decode
@@ -49,6 +51,7 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
     def __init__(self, config: ModelConfig, backbone: Backbone) -> None:
         super().__init__()
         self.config, self.backbone = config, backbone
+        self.known: KnownWords | None = None  # what training's words are; then others are put into them
         self.perception = Perception(config.perception)
         hidden, width, tokens = backbone.hidden_size, config.head_width, config.perception.token_width
         if config.pose_source != "none":
@@ -221,13 +224,33 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
         box.
         """
         queries = [check_query(text) for text in ([query] if isinstance(query, str) else query)]
-        asked = self.query_states(state, queries)
+        understood = self.understood(state, queries)
+        asked = self.query_states(state, understood)
         scores = self.state_scores(state, asked)
         results = [
-            self.answer(state, text, ground, row, self.chosen_tokens(row), refine=refine)
-            for text, ground, row in zip(queries, asked.ground, scores, strict=True)
+            replace(
+                self.answer(state, text, ground, row, self.chosen_tokens(row), refine=refine), read_as=read
+            )
+            for text, read, ground, row in zip(queries, understood, asked.ground, scores, strict=True)
         ]
         return results[0] if isinstance(query, str) else results
+
+    @torch.no_grad()
+    def understood(self, state: SceneState, queries: Sequence[str]) -> list[str]:
+        """Queries in words that training knew; as they are where all words are known, or none are kept.
+
+        Of several readings the one whose share of the belief times its best score in this scene is greatest:
+        what is there tells what was meant.
+        """
+        if self.known is None:
+            return list(queries)
+        options = [readings(self.known, self.backbone, text) for text in queries]
+        doubtful = [reading for own in options if len(own) > 1 for reading in own]
+        worth: dict[str, float] = {}
+        if doubtful and len(state.token_boxes):
+            best = self.token_scores(state, [reading.text for reading in doubtful]).amax(1).tolist()
+            worth = {r.text: r.share * score for r, score in zip(doubtful, best, strict=True)}
+        return [max(own, key=lambda reading: worth.get(reading.text, 0.0)).text for own in options]
 
     @torch.no_grad()
     def token_scores(self, state: SceneState, queries: Sequence[str]) -> Tensor:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlm_occ.config import FORMAT_VERSION, ModelConfig, SpatialConfig, from_dict, to_dict
+from vlm_occ.language.known_words import WORDS_FILE, KnownWords
 
 if TYPE_CHECKING:
     from vlm_occ.language.quantisation import Quantization
@@ -111,6 +112,8 @@ def save_checkpoint(model: VLMOcc, folder: Path, *, dtype: torch.dtype | None = 
         }
         (path / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
         write_shards(state, path)
+        if model.known is not None:
+            model.known.save(path / WORDS_FILE)
 
     write_folder(folder, write)
 
@@ -232,6 +235,8 @@ def load_checkpoint(name: str, *, quantization: Quantization | None = None) -> V
             f"{config.base!r} has {model.backbone.base_hash[:12]}; use the base that it was trained on"
         )
     load_model_state(model, state, where=f"checkpoint {folder}")
+    if (folder / WORDS_FILE).exists():
+        model.known = KnownWords.load(folder / WORDS_FILE)
     return model
 
 

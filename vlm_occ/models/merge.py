@@ -41,6 +41,7 @@ def merge_checkpoint(model: VLMOcc, out: Path) -> VLMOcc:
         merged = VLMOcc.from_config(replace(model.config, base=str(base), lora=None, quantization="none"))
         load_model_state(merged, state, where="the merged model")
         merged.config = replace(merged.config, base=str((out / "base").resolve()))
+        merged.known = model.known
         save_checkpoint(merged, out)
         os.replace(base, out / "base")
         (out / "base").chmod(0o755)

@@ -36,7 +36,9 @@ from vlm_occ.heads.situation import (
 )
 from vlm_occ.heads.words import QueryStates, WordEncoder, read_queries
 from vlm_occ.language.backbones import Backbone
+from vlm_occ.language.known_words import KnownWords
 from vlm_occ.language.prefixes import Prefix, PrefixState
+from vlm_occ.language.rewording import plain
 from vlm_occ.language.vision_tokens import vision_tokens
 from vlm_occ.models.batch import Batch, SceneStates, SpatialTurn, VideoFrames, video_frames
 from vlm_occ.types import MENTIONS, NO_SITUATION, Layout, Scene, SceneState, Situation
@@ -252,6 +254,7 @@ class SpatialAnswers:
     ground_norm: nn.LayerNorm
     word_encoder: WordEncoder
     factors: FactorHead
+    known: KnownWords | None
 
     @property
     @abstractmethod
@@ -323,7 +326,8 @@ class SpatialAnswers:
     def locate_all(self, state: SceneState, texts: Sequence[str]) -> list[Situation]:
         """`locate` of several descriptions, run together on the scene's cache."""
         heads = self._spatial_heads("locate")
-        turns = [turn_ids(self.backbone, SpatialTurn(check_query(text), WHERE)) for text in texts]
+        told = [plain(self.known, self.backbone, check_query(text)) for text in texts]
+        turns = [turn_ids(self.backbone, SpatialTurn(text, WHERE)) for text in told]
         if not turns:
             return []
         hidden = self.backbone.forward_queries(

@@ -14,7 +14,7 @@ from vlm_occ.data.simulator.predicates import NOUN_OF, category
 from vlm_occ.data.simulator.wordings import ADJECTIVES, DETERMINERS, FRAMES, NUMBERS, ORDINALS, PHRASES
 from vlm_occ.types import COLOURS, TALK2OCC_CLASSES
 
-_AGREE = (
+AGREEMENT = (
     (r"\bthat is\b", "that are"), (r"\bwhich is\b", "which are"), (r"\bwho is\b", "who are"),
     (r"\bhas\b", "have"), (r"\bitself\b", "themselves"), (r"\bin it\b", "in them"), (r"\bstays\b", "stay"),
 )  # fmt: skip
@@ -137,7 +137,7 @@ _RANKS = {1: "first", 2: "second", 3: "third"}
 
 def _agree(phrase: str) -> str:
     """A phrase behind a singular noun, made to agree with a plural one."""
-    for pattern, replacement in _AGREE:
+    for pattern, replacement in AGREEMENT:
         phrase = re.sub(pattern, replacement, phrase)
     return phrase
 

@@ -1,0 +1,183 @@
+"""Words that training never saw are read as known ones; sentences of known words stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_adapter import tiny
+from test_simulator_language import random_facts
+from tiny_models import save_tiny_llava
+
+from vlm_occ.data.simulator.grammar import write_queries
+from vlm_occ.data.simulator.lexicon import NOUNS
+from vlm_occ.data.simulator.scene import simulate
+from vlm_occ.data.simulator.situations import write_situations
+from vlm_occ.data.simulator.vocabulary import training_adjectives, training_nouns, training_words
+from vlm_occ.language.backbones import Backbone
+from vlm_occ.language.known_words import Bank, Kind, KnownWords, Meaning, measure_words
+from vlm_occ.language.loading import load_backbone
+from vlm_occ.language.rewording import plain, readings
+from vlm_occ.models.adapter import VLMOcc
+from vlm_occ.types import Wording
+
+NOTHING = torch.zeros(0)
+
+
+NOUN_FOR = {"digger": "excavator", "lorry": "truck", "cop car": "police car", "clump of scrap": "bin"}
+ADJECTIVE_FOR = {"crimson": "red", "azure": "blue"}
+
+
+class Dictionary(KnownWords):
+    """Known words whose language model is a table."""
+
+    def name(self, backbone: Backbone, phrases: Sequence[str], *, most: int = 4) -> list[list[Meaning]]:
+        """From the table; then the same guess for all."""
+        rows = {w.phrase: w for w in self.nouns.wordings}
+        found = [rows[NOUN_FOR.get(phrase, "thing")] for phrase in phrases]
+        return [[Meaning(wording, 0.6), Meaning(rows["car"], 0.2)] for wording in found]
+
+    def describe(self, backbone: Backbone, words: Sequence[str], *, most: int = 2) -> list[list[Meaning]]:
+        """From the table."""
+        rows = {w.phrase: w for w in self.adjectives.wordings}
+        return [[Meaning(rows[ADJECTIVE_FOR[word]], 1.0)] for word in words]
+
+    def kinds_of(self, backbone: Backbone, words: Sequence[str]) -> list[Kind]:
+        """From the table; what ends in -side is no part of a noun phrase."""
+        return [
+            "adjective" if word in ADJECTIVE_FOR else "other" if word.endswith("side") else "noun"
+            for word in words
+        ]
+
+
+@pytest.fixture
+def known() -> Dictionary:
+    banks = [Bank(rows, NOTHING, NOTHING, NOTHING) for rows in (training_nouns(), training_adjectives())]
+    return Dictionary(training_words(), banks[0], banks[1], NOTHING)
+
+
+@pytest.fixture
+def backbone(tmp_path: Path) -> Backbone:
+    return load_backbone(str(save_tiny_llava(tmp_path / "base")), dtype=torch.float32, lora=None)
+
+
+def test_sentences_of_the_training_lexicon_stay_as_they_are(known: Dictionary, backbone: Backbone) -> None:
+    texts = []
+    for seed in range(6):
+        world = random_facts(seed)
+        texts += [query.text for query in write_queries(world, seed=seed, count=40)]
+        texts += [told.text for told in write_situations(world, seed=seed, count=20)]
+    assert len(texts) > 200
+    assert all([r.text for r in readings(known, backbone, text)] == [text] for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("the digger on the left", "the excavator on the left"),
+        ("a crimson lorry", "a red truck"),
+        ("Find an azure digger.", "Find a blue excavator."),
+        ("all the lorries behind us", "all the trucks behind us"),
+        ("three diggers", "three excavators"),
+        ("the cop car", "the police car"),
+        ("the crimson bus", "the red bus"),
+        ("the clump of scrap near the digger", "the bin near the excavator"),
+        ("the lorry alongside the bus", "the truck alongside the bus"),
+        ("the lorry that stays put", "the truck that stays put"),
+        ("pinpoint the bus", "pinpoint the bus"),
+        ("the bus off our left-hand corner", "the bus off our left-hand corner"),
+    ],
+)
+def test_noun_phrases_are_reworded(known: Dictionary, backbone: Backbone, text: str, read: str) -> None:
+    assert plain(known, backbone, text) == read
+
+
+def test_readings_are_few_and_the_likeliest_first(known: Dictionary, backbone: Backbone) -> None:
+    found = readings(known, backbone, " near ".join(["the digger"] * 12))
+    assert len(found) == 6
+    assert [r.share for r in found] == sorted((r.share for r in found), reverse=True)
+    assert found[0].share == pytest.approx(0.75**12)
+
+
+def test_without_known_words_a_sentence_stays(backbone: Backbone) -> None:
+    assert plain(None, backbone, "the digger") == "the digger"
+
+
+def test_the_vocabulary_holds_no_noun_of_the_heldout_lexicon() -> None:
+    words = training_words()
+    heldout = {word for nouns in NOUNS["heldout"].values() for noun in nouns for word in noun.lower().split()}
+    assert heldout & words <= {"of", "on", "four", "animal"}
+
+
+def test_measured_words_find_themselves_and_survive_a_file(backbone: Backbone, tmp_path: Path) -> None:
+    nouns = tuple(Wording(word, word, word + "s") for word in ("bus", "excavator", "pedestrian", "dog"))
+    adjectives = tuple(Wording(word, word) for word in ("red", "small"))
+    measured = measure_words(backbone, frozenset({"bus", "beside"}), nouns, adjectives)
+    path = tmp_path / "words.safetensors"
+    measured.save(path)
+    again = KnownWords.load(path)
+    for words in (measured, again):
+        found = words.name(backbone, [wording.phrase for wording in nouns], most=2)
+        assert [own[0].wording for own in found] == list(nouns)
+        assert all(own[0].share > own[1].share > 0 for own in found)
+        assert words.kinds_of(backbone, ["dog", "small", "beside"]) == ["noun", "adjective", "other"]
+    assert again.words == measured.words and "Bus" in again and "7" in again and "digger" not in again
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "words.safetensors"
+    path.write_bytes(b"no safetensors")
+    with pytest.raises(ValueError, match=r"words\.safetensors is damaged"):
+        KnownWords.load(path)
+
+
+def test_a_meaning_is_as_sure_as_its_surest_wording(backbone: Backbone) -> None:
+    nouns = (Wording("bus", "bus"), Wording("city bus", "bus"), Wording("dog", "dog"))
+    measured = measure_words(backbone, frozenset({"bus", "near"}), nouns, (Wording("red", "red"),))
+    (own,) = measured.name(backbone, ["city bus"])
+    assert [meaning.wording.singular for meaning in own] == ["bus", "dog"]
+    assert sum(meaning.share for meaning in own) == pytest.approx(1.0)
+    assert replace(measured, words=frozenset()).words == frozenset()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> VLMOcc:
+    return tiny(save_tiny_llava(tmp_path / "tiny"))
+
+
+def test_the_scene_decides_among_the_readings(
+    known: Dictionary, model: VLMOcc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = model.encode(simulate(11, image_size=(64, 176), num_queries=0).scene)
+    model.known = known
+    text = "the digger ahead"
+    for fits, expected in (("excavator", "the excavator ahead"), ("car", "the car ahead")):
+
+        def scores(_: object, texts: Sequence[str], fits: str = fits) -> torch.Tensor:
+            return torch.tensor([[0.1, 0.9 if fits in own else 0.0] for own in texts])
+
+        monkeypatch.setattr(model, "token_scores", scores)
+        assert model.understood(state, [text, "the bus"]) == [expected, "the bus"]
+        monkeypatch.undo()
+    result = model.ground(state, text)
+    assert result.query == text and result.read_as in ("the excavator ahead", "the car ahead")
+    model.known = None
+    assert model.ground(state, text).read_as == text
+
+
+def test_a_checkpoint_keeps_the_known_words(model: VLMOcc, tmp_path: Path) -> None:
+    nouns, adjectives = (
+        (Wording("bus", "bus", "buses"), Wording("dog", "dog", "dogs")),
+        (Wording("red", "red"),),
+    )
+    model.known = measure_words(model.backbone, frozenset({"bus", "near"}), nouns, adjectives)
+    model.save_pretrained(tmp_path / "saved")
+    again = VLMOcc.from_pretrained(str(tmp_path / "saved"))
+    assert again.known is not None and again.known.nouns.wordings == nouns
+    assert [own[0].wording for own in again.known.name(again.backbone, ["dog", "bus"])] == [
+        nouns[1],
+        nouns[0],
+    ]

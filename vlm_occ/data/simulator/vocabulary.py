@@ -1,0 +1,47 @@
+"""The training lexicon as a list: every word of its sentences, and its nouns and adjectives by meaning."""
+
+from __future__ import annotations
+
+import re
+
+from vlm_occ.data.simulator.lexicon import NOUNS, plural
+from vlm_occ.data.simulator.phrases import AGREEMENT
+from vlm_occ.data.simulator.wordings import (
+    ADJECTIVES,
+    DETERMINERS,
+    FRAMES,
+    NUMBERS,
+    ORDINALS,
+    PHRASES,
+    SITUATIONS,
+)
+from vlm_occ.types import Wording
+
+_PLACES = {
+    **{"side": "side", "back": "back", "front": "front", "road": "road", "street": "road", "grass": "grass"},
+    **{"sidewalk": "pavement", "pavement": "pavement", "kerb": "kerb", "curb": "kerb"},
+    **{"roadside": "side of the road", "junction": "junction", "intersection": "junction"},
+    **dict.fromkeys(("way", "distance", "parking spot", "friend", "look", "metre"), ""),
+}
+"""Nouns of the training sentences that name no object; those that mean "" are not reworded."""
+
+
+def training_words() -> frozenset[str]:
+    """Every word of the training lexicon in lower case."""
+    tables = (NOUNS, ADJECTIVES, PHRASES, FRAMES, ORDINALS, DETERMINERS, SITUATIONS)
+    texts = [wording for table in tables for row in table["train"].values() for wording in row]
+    texts += [plural(noun) for row in NOUNS["train"].values() for noun in row]
+    texts += [*NUMBERS, *(changed for _, changed in AGREEMENT), "first second third metre metres us"]
+    words = re.findall(r"[^\W\d_]+(?:['-][^\W\d_]+)*", re.sub(r"\{\w+\}|\\b", " ", " ".join(texts)))
+    return frozenset(word.lower() for word in words)
+
+
+def training_nouns() -> tuple[Wording, ...]:
+    """Every noun of the training lexicon with the first wording of its meaning, then the places."""
+    rows = [Wording(noun, nouns[0], plural(nouns[0])) for nouns in NOUNS["train"].values() for noun in nouns]
+    return (*rows, *(Wording(word, meaning) for word, meaning in _PLACES.items()))
+
+
+def training_adjectives() -> tuple[Wording, ...]:
+    """Every adjective of the training lexicon with the first wording of its meaning."""
+    return tuple(Wording(word, words[0]) for words in ADJECTIVES["train"].values() for word in words)

@@ -1,0 +1,180 @@
+"""A sentence with words that training never saw, in words that it knows: `the digger` as `the excavator`.
+
+Only noun phrases are reworded: what follows `the`, `a`, `all`, ... up to a word that can't be part of it. Of
+their unknown words those that rather stand before a noun become known adjectives each, and from the first of
+the others on all that is left of the phrase becomes one known noun. Frames (`pinpoint`) and relations stay.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vlm_occ.language.known_words import Bank, KnownWords, Meaning
+
+if TYPE_CHECKING:
+    from vlm_occ.language.backbones import Backbone
+
+READINGS = 6
+"""Wordings of one sentence that are tried: the scene decides among them."""
+WORD = r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*"
+_TOKEN = re.compile(rf"\d+(?:\.\d+)?|{WORD}|[^\w\s]")
+_MANY = {
+    "all",
+    "both",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "these",
+    "those",
+}
+_DETERMINERS = _MANY | {"a", "an", "the", "this", "that", "every", "each", "any", "some"}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A sentence in known words, and its share of the belief."""
+
+    text: str
+    share: float
+
+
+@dataclass(frozen=True)
+class _Gap:
+    """Characters of a sentence whose words are unknown, and what may stand for them."""
+
+    start: int
+    end: int
+    options: tuple[tuple[str, float], ...]
+
+
+def readings(known: KnownWords, backbone: Backbone, text: str, *, most: int = READINGS) -> list[Reading]:
+    """The likeliest wordings of a sentence in known words, likeliest first; itself if it has no other."""
+    gaps = _gaps(known, backbone, text)
+    if not gaps:
+        return [Reading(text, 1.0)]
+    ways, place = [Reading("", 1.0)], 0
+    for gap in gaps:
+        between, place = text[place : gap.start], gap.end
+        longer = [
+            Reading(way.text + between + option, way.share * share)
+            for way in ways
+            for option, share in gap.options
+        ]
+        ways = sorted(longer, key=lambda reading: -reading.share)[:most]
+    return [Reading(_articles(way.text + text[place:]), way.share) for way in ways]
+
+
+def plain(known: KnownWords | None, backbone: Backbone, text: str) -> str:
+    """The likeliest wording of a sentence in known words; itself where these are not kept."""
+    return text if known is None else readings(known, backbone, text)[0].text
+
+
+def _articles(text: str) -> str:
+    """`a` and `an` as the words behind them want it."""
+    text = re.sub(r"\b([Aa])n (?=[bcdfghj-np-tv-z])", r"\1 ", text)
+    return re.sub(r"\b([Aa]) (?=[aeio])", r"\1n ", text)
+
+
+def _gaps(known: KnownWords, backbone: Backbone, text: str) -> list[_Gap]:
+    """Where a sentence's noun groups have unknown words."""
+    tokens = list(_TOKEN.finditer(text))
+    words = [token.group().lower() for token in tokens]
+    parts, adjectives = _vocabulary(known.nouns), _vocabulary(known.adjectives)
+    unknown = [word[0].isalpha() and word not in known for word in words]
+    gaps: list[_Gap] = []
+    place = 0
+    while place < len(words):
+        place += 1
+        if words[place - 1] not in _DETERMINERS:
+            continue
+        end = place
+        while end < len(words) and (
+            unknown[end]
+            or words[end] in parts
+            or words[end] in adjectives
+            or (words[end] == "of" and unknown[end - 1] and end + 1 < len(words) and unknown[end + 1])
+        ):
+            end += 1
+        group = range(place, end)
+        sided = any(re.match("left|right", words[i]) for i in group)
+        if any(unknown[i] for i in group) and not sided:
+            many = words[place - 1] in _MANY or (place > 1 and words[place - 2] in _MANY)
+            gaps += _group_gaps(known, backbone, text, tokens[place:end], unknown[place:end], many=many)
+        place = end + (end < len(words) and words[end] == "that")  # `that` behind a noun is no determiner
+    return gaps
+
+
+def _vocabulary(bank: Bank) -> frozenset[str]:
+    """The words that a noun group of a bank's wordings may hold."""
+    texts = [text for w in bank.wordings for text in (w.phrase, w.plural)]
+    return frozenset(word for text in texts for word in text.lower().split()) - {"of", "on", "a", "in", "for"}
+
+
+def _group_gaps(
+    known: KnownWords,
+    backbone: Backbone,
+    text: str,
+    tokens: list[re.Match[str]],
+    unknown: list[bool],
+    *,
+    many: bool,
+) -> list[_Gap]:
+    """What may stand for the unknown words of one noun group."""
+    words = [token.group() for token in tokens]
+    odd = [i for i, strange in enumerate(unknown) if strange]
+    kinds = dict(zip(odd, known.kinds_of(backbone, [words[i] for i in odd]), strict=True))
+    end = next((i for i in odd if kinds[i] == "other" and i > 0), len(words))  # `alongside`
+    odd = [i for i in odd if i < end]
+    if not odd:
+        return []
+    first = next((i for i in odd if kinds[i] != "adjective"), None)  # `cop car` is one noun
+    if first is None and odd[-1] == end - 1:
+        first = odd[-1]
+    leading = [i for i in odd if first is None or i < first]
+    gaps = []
+    if leading:
+        meanings = known.describe(backbone, [words[i] for i in leading])
+        for place, options in zip(leading, meanings, strict=True):
+            gaps.append(_gap(tokens[place].start(), tokens[place].end(), words[place], options, many=False))
+    if first is not None:
+        start, end = tokens[first].start(), tokens[end - 1].end()
+        phrase = text[start:end]
+        single = _singular(phrase)
+        options = known.name(backbone, [single])[0]
+        gaps.append(_gap(start, end, phrase, options, many=many or single != phrase))
+    return gaps
+
+
+def _gap(start: int, end: int, own: str, options: Sequence[Meaning], *, many: bool) -> _Gap:
+    """A gap with its options in words; `own` stays where a meaning has none."""
+    total = sum(option.share for option in options)
+    rows = []
+    for option in options:
+        wording = option.wording
+        text = wording.plural if many and wording.plural else wording.singular
+        rows.append((text or own, option.share / total))
+    return _Gap(start, end, tuple(rows))
+
+
+def _singular(phrase: str) -> str:
+    """A noun phrase in the singular, by the endings of its head; what has no such ending stays."""
+    head, rest = phrase, ""
+    cut = re.search(r" of ", phrase)
+    if cut is not None:
+        head, rest = phrase[: cut.start()], phrase[cut.start() :]
+    if len(head) > 3 and head.endswith("ies"):
+        head = head[:-3] + "y"
+    elif head.endswith(("ches", "shes", "sses", "xes")):
+        head = head[:-2]
+    elif head.endswith("s") and not head.endswith(("ss", "us", "is")):
+        head = head[:-1]
+    return head + rest
