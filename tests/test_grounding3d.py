@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vlm_occ.encoders.voxel_queries import DeformableAttention
-from vlm_occ.heads.grounding3d import MEAN_SIZE, BoxDecoder, BoxProposals, birds_eye
+from vlm_occ.heads.grounding3d import MEAN_SIZE, BoxDecoder, BoxProposals, QueryStarts, birds_eye
 from vlm_occ.losses.geometric import box_terms
 from vlm_occ.types import VoxelGrid
 
@@ -44,6 +44,32 @@ def test_fresh_queries_answer_mean_boxes_on_a_regular_grid() -> None:
         torch.testing.assert_close(boxes[0, :, :2], expected)
         torch.testing.assert_close(boxes[0, :, 3:6], torch.tensor(MEAN_SIZE).expand(4, 3))
         torch.testing.assert_close(boxes[0, :, 6], torch.zeros(4))
+
+
+def _on_candidates(starts: QueryStarts, words: Tensor) -> BoxProposals:
+    torch.manual_seed(0)
+    attentions = [DeformableAttention(16, heads=2, levels=1, points=2) for _ in range(2)]
+    known = starts.known.shape[1]
+    decoder = BoxDecoder(16, (5,), attentions, queries=4, heads=2, hidden=16, known=known, grid=GRID)
+    mask = torch.ones(words.shape[:2], dtype=torch.bool)
+    content, position = decoder.start(words, mask, starts)
+    return decoder(content, position, [torch.randn(len(words), 5, 40, 40)], words, mask, starts)
+
+
+def test_fresh_queries_at_candidates_answer_their_boxes_and_absent_ones_never_win() -> None:
+    torch.manual_seed(1)
+    boxes = torch.cat(
+        [6 * torch.randn(4, 2), torch.rand(4, 1), 1 + torch.rand(4, 3), torch.randn(4, 1)], dim=1
+    )
+    known = torch.rand(4, 7)
+    known[2:, -1] = 0
+    out = _on_candidates(QueryStarts(boxes, known), torch.randn(3, 5, 16))
+    for found, logits in zip(out.boxes, out.class_logits, strict=True):
+        torch.testing.assert_close(found, boxes.expand(3, -1, -1))
+        assert (logits[:, 2:] < logits[:, :2].amin() - 5).all()
+    assert (out.best()[0][:, None] == boxes[:2]).all(-1).any(-1).all()
+    none = _on_candidates(QueryStarts(0 * boxes, 0 * known), torch.randn(3, 5, 16))
+    assert all(part.isfinite().all() for part in (*none.boxes, *none.class_logits))
 
 
 def test_queries_look_at_the_map_where_their_box_is() -> None:

@@ -14,6 +14,7 @@ from tiny_runs import PERCEPTION
 from vlm_occ.cli import main
 from vlm_occ.config import FORMAT_VERSION, DataConfig, ModelConfig, read_yaml, to_dict
 from vlm_occ.encoders.inputs import prepare_scene
+from vlm_occ.encoders.voxel_tokens import described
 from vlm_occ.models.baselines import Baseline
 from vlm_occ.models.checkpoint import read_shards, write_shards
 from vlm_occ.models.groundingocc import build_system
@@ -170,6 +171,27 @@ def test_a_system_takes_over_what_fits_of_a_detector_of_its_sensors(text: Path, 
     assert own and all(torch.equal(found[name], fresh[name]) for name in own)
     with pytest.raises(ValueError, match="no weight"):
         take_over(system, torch.nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
+def test_grounding_queries_start_at_the_candidates_that_vlm_occ_is_told_of(text: Path) -> None:
+    system = on_trunk(text, grounding_queries=100).eval()
+    inputs = prepare_scene(tiny_scene().scene, system.config.inputs())
+    torch.manual_seed(0)
+    whole = Perception(replace(system.config.perception, max_tokens=100), grid=GRID).eval()
+    whole.load_state_dict(system.sensors.trunk.state_dict(), strict=False)
+    with torch.no_grad():
+        tokens = whole(inputs).tokens[0]
+        seen = system.sensors.observe(inputs)  # type: ignore[operator]
+        starts = system.observe(inputs)[0].starts
+    count = min(len(tokens.features), 100)
+    assert count > 2 and starts is not None and int(starts.present.sum()) == count
+    torch.testing.assert_close(starts.boxes[:count], tokens.candidates.box[:count], atol=1e-3, rtol=1e-3)
+    known = described(tokens.attributes, tokens.candidates.box)[:count]
+    torch.testing.assert_close(starts.known[:count, :-1], known, atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(
+        starts.known[:count, -1], tokens.candidates.score[:count], atol=1e-3, rtol=1e-3
+    )
+    assert seen.boxes.shape == (1, 100, 7) and not starts.boxes[count:].any()
 
 
 def test_kept_features_are_those_of_the_trunk_and_shared_by_systems(text: Path, tmp_path: Path) -> None:

@@ -16,12 +16,10 @@ from vlm_occ.eval import contest as contests
 from vlm_occ.eval import tables as tabling
 from vlm_occ.eval.contenders import Scores, refined, score
 from vlm_occ.eval.contest import Contest, ContestConfig
-from vlm_occ.eval.evaluate import Scenes
 from vlm_occ.eval.figure6 import choose
 from vlm_occ.eval.metrics import QueryRecord
 from vlm_occ.eval.tables import GROUPS, PAPER_TABLE2, figures, format_tables, intervals, paired
 from vlm_occ.models.references import RandomReference
-from vlm_occ.paper_train import PaperTrainConfig
 from vlm_occ.types import GroundingQuery
 from vlm_occ.voxels import voxels_in_box
 
@@ -178,26 +176,3 @@ def test_ablations_compare_each_row_with_the_whole_on_both_lexicons(
     assert rows[1]["heldout_words"]["acc25"] == 0.5
     assert "without LoRA" in ablating.format_ablations(result)
     assert set(Contest(config).own_systems()) == {name for name, _ in ablating.ROWS}
-
-
-def test_the_papers_systems_start_from_a_detector_of_their_sensors(
-    config: ContestConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runs = []
-
-    def train_paper(run: PaperTrainConfig, *, source: Scenes) -> None:
-        runs.append((run, [q for n in range(len(source)) for q in source[n].queries]))
-        (Path(run.out) / "final").mkdir(parents=True)
-
-    monkeypatch.setattr(contests, "train_paper", train_paper)
-    contest = Contest(replace(config, detector_steps=7))
-    systems = contest.paper_systems()
-    contest._train_paper(Path(config.out) / "g", systems["GroundingOcc"], 1, 5)
-    contest._train_paper(Path(config.out) / "m", systems["M-baseline"], 0, 5)
-    (detector, dense), (first, sentences), (second, _) = runs  # both start from the same detector
-    assert detector.system == systems["M-baseline"] and detector.steps == 7 and detector.seed == 0
-    assert detector.init is None and not detector.data.one_target
-    assert first.init == second.init == str(Path(detector.out) / "final")
-    assert first.system == systems["GroundingOcc"] and first.data.one_target and first.seed == 1
-    objects = [len(contest._scenes("train")[n].labels.boxes) for n in range(2)]
-    assert [len(q.targets) for q in dense] == objects and len(sentences) > 2

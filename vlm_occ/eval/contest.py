@@ -30,7 +30,7 @@ from vlm_occ.paper_train import PaperTrainConfig, train_paper
 from vlm_occ.run_config import plain_value
 from vlm_occ.run_scenes import with_one_target
 from vlm_occ.train import train
-from vlm_occ.types import GroundingQuery, LabelledScene
+from vlm_occ.types import LabelledScene
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,6 @@ class ContestConfig:
     reference_seeds: int = 20
     draws: int = 2000
     rate: float = 1e-3  # of the paper's systems
-    detector_steps: int = 0  # on every object of a scene, before any sentence: as VLM-Occ's trunk has learned
     base: str = "nano"  # VLM-Occ's pretrained model
     pointer_share: float = 0.6  # of VLM-Occ's steps that train its pointer, before its language model runs
     vlm_token_rate: float = 4e-4  # of what makes voxel tokens of the trunk's features: no other system's
@@ -226,31 +225,13 @@ class Contest:
         return str(self.out / "features") if self.config.keep_features else None
 
     def _train_paper(self, folder: Path, system: GroundingOccConfig, seed: int, steps: int) -> None:
-        run = self._paper_run(folder, system, seed, steps)
-        if self.config.detector_steps:
-            run = replace(run, init=str(self._detector(system)))
-        train_paper(run, source=self._scenes("train"))
-
-    def _paper_run(self, folder: Path, system: GroundingOccConfig, seed: int, steps: int) -> PaperTrainConfig:
-        return PaperTrainConfig(
+        run = PaperTrainConfig(
             **self._run(folder, seed, steps),  # type: ignore[arg-type]
             system=system,
             features=self._features(),
             head_rate=self.config.rate,
         )
-
-    def _detector(self, system: GroundingOccConfig) -> Path:
-        """The baseline of a system's sensors, trained to find all objects of a scene: no words.
-
-        VLM-Occ's candidates come from a trunk that has learned the same, so no system starts blind.
-        """
-        sensors = "M" if system.system == "GroundingOcc" else system.system
-        folder = self.out / f"detector-{sensors}"
-        if not (folder / "final").exists():
-            run = self._paper_run(folder, baseline(self.system, sensors), 0, self.config.detector_steps)
-            run = replace(run, data=replace(run.data, one_target=False), queries_per_scene=1)
-            train_paper(run, source=Changed(self._scenes("train"), about_everything))
-        return folder / "final"
+        train_paper(run, source=self._scenes("train"))
 
     def _train_vlm(self, folder: Path, model: ModelConfig, seed: int, steps: int) -> None:
         """VLM-Occ from its pretrained language model and the shared trunk: the pointer first, then all."""
@@ -308,12 +289,6 @@ class Changed:
     def __getitem__(self, index: int) -> LabelledScene:
         """Scene `index`."""
         return self.change(self.scenes[index])
-
-
-def about_everything(item: LabelledScene) -> LabelledScene:
-    """The scene with one sentence, which means all its objects."""
-    everything = tuple(range(len(item.labels.boxes)))
-    return replace(item, queries=(GroundingQuery("every object", everything, unique=False),))
 
 
 def trunk_config(name: str, camera_frames: int) -> PerceptionConfig:

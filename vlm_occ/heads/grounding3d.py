@@ -1,7 +1,8 @@
 """The grounding head: queries over the bird's-eye view become one box each (eq. 12 and the text below it).
 
-The paper gives three layers and a width; ours besides: reference points that start on a regular grid and move
-with each layer's box (iterative refinement of Deformable DETR), attention to the words in every layer.
+The paper gives three layers and a width; ours besides: reference points that move with each layer's box
+(iterative refinement of Deformable DETR), attention to the words in every layer. They start on a regular
+grid, or, on a trunk that was pretrained to find objects, at its candidates, whose boxes the layers correct.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from vlm_occ.types import TALK2OCC_CLASSES, VoxelGrid
 
 MEAN_SIZE = (3.0, 1.7, 1.6)
 """Metres that a fresh head answers, between a person and a car."""
+ABSENT = -20.0
+"""Class logits where there is no candidate."""
 
 
 class MapAttention(Protocol):
@@ -26,6 +29,19 @@ class MapAttention(Protocol):
     def __call__(
         self, query: Tensor, place: Tensor, levels: Sequence[Tensor], projections: Sequence[nn.Conv2d], /
     ) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class QueryStarts:
+    """Candidate objects at which a scene's G grounding queries start."""
+
+    boxes: Tensor  # [G, 7] ego frame
+    known: Tensor  # [G, K]: what is known of each, its score last; a score of 0: there is no candidate
+
+    @property
+    def present(self) -> Tensor:
+        """Whether there is a candidate: bool [G]."""
+        return self.known[:, -1] > 0
 
 
 @dataclass(frozen=True)
@@ -73,10 +89,14 @@ class _Layer(nn.Module):
         attend: MapAttention,
         words: Tensor,
         mask: Tensor,
+        absent: Tensor | None,
     ) -> Tensor:
-        """Queries [N, G, D] at `place` [N, G, 2] of `maps` [N, C_i, h, w], read through `projections`."""
+        """Queries [N, G, D] at `place` [N, G, 2] of `maps` [N, C_i, h, w], read through `projections`;
+        nobody looks at those that are `absent` [N, G].
+        """
         query = x + position
-        x = self.norms[0](x + self.queries(query, query, x, need_weights=False)[0])
+        seen, _ = self.queries(query, query, x, key_padding_mask=absent, need_weights=False)
+        x = self.norms[0](x + seen)
         attended, _ = self.words(x + position, words, words, key_padding_mask=~mask, need_weights=False)
         x = self.norms[1](x + attended)
         x = self.norms[2](x + attend(x + position, place, maps, projections))
@@ -95,18 +115,23 @@ class BoxDecoder(nn.Module):
         queries: int = 100,
         heads: int = 8,
         hidden: int = 512,
+        known: int = 0,
         grid: VoxelGrid | None = None,
     ) -> None:
-        """`map_widths`: channels of the bird's-eye maps; `attentions`: one `MapAttention` a layer."""
+        """`map_widths`: channels of the bird's-eye maps; `attentions`: one `MapAttention` a layer; `known`: K
+        of the `QueryStarts` that it is given, 0 where its queries start on a grid.
+        """
         super().__init__()
         self.grid = grid or VoxelGrid()
-        side = math.isqrt(queries)
-        if side * side != queries:
-            raise ValueError(f"{queries} grounding queries, expected a square number such as 64 or 100")
-        middles = (torch.arange(side) + 0.5) / side
-        places = torch.cartesian_prod(middles, middles)  # [G, 2] x, y over the grid
-        self.places = nn.Parameter(places)
-        self.content = nn.Parameter(torch.randn(queries, width) * 0.02)
+        if known:
+            self.known = nn.Sequential(nn.Linear(known, hidden), nn.GELU(), nn.Linear(hidden, width))
+        else:
+            side = math.isqrt(queries)
+            if side * side != queries:
+                raise ValueError(f"{queries} grounding queries, expected a square number such as 64 or 100")
+            middles = (torch.arange(side) + 0.5) / side
+            self.places = nn.Parameter(torch.cartesian_prod(middles, middles))  # [G, 2] x, y over the grid
+        self.content = nn.Parameter(torch.randn(1 if known else queries, width) * 0.02)
         self.position = nn.Sequential(nn.Linear(2, width), nn.GELU(), nn.Linear(width, width))
         self.sentence = nn.Linear(width, width)
         self.maps = nn.ModuleList([nn.Conv2d(channels, width, 1) for channels in map_widths])
@@ -117,37 +142,71 @@ class BoxDecoder(nn.Module):
         for box, label in zip(self.box, self.label, strict=True):
             nn.init.zeros_(box[2].weight)  # type: ignore[index]
             with torch.no_grad():
-                start = [0.0, 0.0, 0.8, *map(math.log, MEAN_SIZE), 0.0, 1.0]
+                mean = [0.8, *map(math.log, MEAN_SIZE)] if not known else [0.0] * 4
+                start = [0.0, 0.0, *mean, 0.0, 1.0]
                 box[2].bias.copy_(torch.tensor(start))  # type: ignore[index]
             nn.init.constant_(label.bias, -math.log(99.0))  # type: ignore[arg-type]
 
-    def start(self, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def start(self, words: Tensor, mask: Tensor, starts: QueryStarts | None = None) -> tuple[Tensor, Tensor]:
         """Content Q_g (which knows the sentence) and position Q_pos of the queries, both [N, G, D]."""
         weight = mask[..., None].to(words.dtype)
         sentence = (words * weight).sum(1) / weight.sum(1).clamp(min=1)  # [N, D]
-        content = self.content + self.sentence(sentence)[:, None]
-        return content, self.position(self.places).expand_as(content)
+        content = self.content if starts is None else self.content + self.known(starts.known)
+        content = content + self.sentence(sentence)[:, None]
+        return content, self.position(self._places(starts)).expand_as(content)
+
+    def _places(self, starts: QueryStarts | None) -> Tensor:
+        """Where the queries start: shares x, y of the grid [G, 2]."""
+        if starts is None:
+            return self.places
+        low = starts.boxes.new_tensor(self.grid.origin[:2])
+        extent = starts.boxes.new_tensor(self.grid.shape[:2]) * self.grid.voxel_size
+        return ((starts.boxes[:, :2] - low) / extent).clamp(0, 1)
 
     def forward(
-        self, content: Tensor, position: Tensor, maps: Sequence[Tensor], words: Tensor, mask: Tensor
+        self,
+        content: Tensor,
+        position: Tensor,
+        maps: Sequence[Tensor],
+        words: Tensor,
+        mask: Tensor,
+        starts: QueryStarts | None = None,
     ) -> BoxProposals:
         """Boxes of queries `content`, `position` [N, G, D]; `maps` [N, C_i, x_i, y_i], words [N, L, D]."""
         # A map's rows are x and its columns y, as in [N, C, X, Y]; places give the column first.
         projections = [cast(nn.Conv2d, project) for project in self.maps]
         low = position.new_tensor(self.grid.origin[:2])
         extent = position.new_tensor(self.grid.shape[:2]) * self.grid.voxel_size
-        place = self.places.expand(len(content), -1, -1)  # [N, G, 2]
+        first = self._places(starts)
+        place = first.expand(len(content), -1, -1)  # [N, G, 2]
+        absent = None if starts is None else ~starts.present.expand(len(content), -1)
+        if absent is not None and bool(absent.all()):
+            absent = None  # attention to nothing is not a number
         x, boxes, labels = content, [], []
         for layer, attend, box, label in zip(self.layers, self.attentions, self.box, self.label, strict=True):
-            x = layer(x, position, place.flip(-1), maps, projections, attend, words, mask)
-            raw = box(x).float()  # [N, G, 8]
-            centre = low + place * extent + raw[..., :2]
-            sizes = raw[..., 3:6].clamp(-3, 4).exp()
+            x = layer(x, position, place.flip(-1), maps, projections, attend, words, mask, absent)
+            raw, logits = box(x).float(), label(x).float()  # [N, G, 8], [N, G, 15]
+            if starts is None:
+                centre, corrected = low + place * extent, raw
+            else:
+                centre, corrected = starts.boxes[:, :2], raw + _as_raw(starts.boxes)
+                logits = logits.masked_fill(~starts.present[:, None], ABSENT)
+            centre = centre + raw[..., :2]
+            sizes = corrected[..., 3:6].clamp(-3, 4).exp()
             yaw = torch.atan2(raw[..., 6], raw[..., 7])
-            boxes.append(torch.cat([centre, raw[..., 2:3], sizes, yaw[..., None]], dim=-1))
-            labels.append(label(x).float())
+            if starts is not None:
+                yaw = yaw + starts.boxes[:, 6]
+            boxes.append(torch.cat([centre, corrected[..., 2:3], sizes, yaw[..., None]], dim=-1))
+            labels.append(logits)
             place = ((centre.detach() - low) / extent).clamp(0, 1)
         return BoxProposals(tuple(boxes), tuple(labels))
+
+
+def _as_raw(boxes: Tensor) -> Tensor:
+    """Height and log sizes of boxes [G, 7] where a layer's output [.., 8] has them; zeros elsewhere."""
+    raw = boxes.new_zeros(len(boxes), 8)
+    raw[:, 2], raw[:, 3:6] = boxes[:, 2], boxes[:, 3:6].clamp(min=0.05).log()
+    return raw
 
 
 def _output(width: int, outputs: int) -> nn.Sequential:

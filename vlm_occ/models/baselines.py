@@ -19,6 +19,7 @@ from vlm_occ.encoders.fusion import AdaptiveFusion
 from vlm_occ.encoders.inputs import SceneInputs, prepare_scene
 from vlm_occ.encoders.text import TextEncoder
 from vlm_occ.encoders.voxel_queries import DeformableAttention, VoxelEncoder, camera_hits, query_points
+from vlm_occ.encoders.voxel_tokens import DESCRIBED_CHANNELS
 from vlm_occ.heads.grounding3d import BoxDecoder, birds_eye
 from vlm_occ.heads.paper_occupancy import PaperOccupancyHead, VoxelDecoder, deconvolution_rows, upsampling
 from vlm_occ.language.bars import without_bars
@@ -91,13 +92,14 @@ class Baseline(nn.Module):
             queries=config.grounding_queries,
             heads=heads,
             hidden=hidden,
+            known=DESCRIBED_CHANNELS + 1 if config.encoders == "trunk" else 0,
             grid=self.grid,
         )
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.boxes.places.device
+        return self.boxes.content.device
 
     # ------------------------------------------------------------------ training and inference alike
 
@@ -134,10 +136,10 @@ class Baseline(nn.Module):
             rows = deconvolution_rows(view.voxels, self.grid.shape, self.stride)
             features = self.occupancy.features(voxels, rows, view.fine)
             semantic, geometric, occupied = self.occupancy(features, view.prior)
-            content, position = self.boxes.start(words, mask)
+            content, position = self.boxes.start(words, mask, view.starts)
             content, pictures = self.fuse_queries(content, position, view, levels, words, mask)
             maps = (birds_eye(features, view.voxels, self.grid.shape), voxels.mean(-1))
-            proposals = self.boxes(content, position, maps, words, mask)
+            proposals = self.boxes(content, position, maps, words, mask, view.starts)
         return SentenceOutput(semantic, geometric, occupied, proposals, pictures)
 
     def image_levels(self, view: SceneView, words: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
@@ -184,6 +186,7 @@ class Baseline(nn.Module):
             voxels=voxels,
             fine=None if features.fine is None else features.fine[b].flatten(1)[:, voxels].T,
             prior=None if prior is None else prior[voxels],
+            starts=None if features.starts is None else features.starts[b],
             moments=tuple(moments),
             intrinsics=inputs.intrinsics[images],
             ego_from_camera=inputs.ego_from_camera[images],

@@ -38,7 +38,7 @@ class GroundingOccConfig:
     encoder_layers: int = 2
     sampling_points: int = 2
     decoder_layers: int = 3
-    grounding_queries: int = 64  # a square number
+    grounding_queries: int = 64  # on a square grid, so a square number; the trunk's likeliest candidates
     sampled_features: int = 16  # k of eq. 8, a picture
     grounding2d_levels: tuple[int, ...] = (2, 3)  # of strides 8, 16, 32, 64
     depth_rays: int = 1  # a cell and direction, for the truth of the depth maps

@@ -17,6 +17,9 @@ from vlm_occ.encoders.inputs import SceneInputs
 from vlm_occ.models.baselines import Baseline
 from vlm_occ.models.sensors import TrunkFeatures, TrunkSensors
 
+PLAIN = ("fused", "coarse", "fine", "occupancy", "boxes", "known")
+"""Features that are one tensor."""
+
 
 class KeptFeatures:
     """Trunk features of scenes by name, one file each of about 9 MB, at half precision.
@@ -30,7 +33,9 @@ class KeptFeatures:
         config = system.config
         if not isinstance(system.sensors, TrunkSensors) or config.train_trunk:
             raise ValueError("features of a trunk that is trained can't be kept; leave the folder out")
-        digest = hashlib.sha256(repr((config.inputs(), config.query_shape)).encode())
+        digest = hashlib.sha256(
+            repr((config.inputs(), config.query_shape, config.grounding_queries)).encode()
+        )
         for name, value in system.sensors.trunk.state_dict().items():
             digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
         self.folder, self.sensors = Path(folder) / digest.hexdigest()[:16], system.sensors
@@ -46,6 +51,8 @@ class KeptFeatures:
             coarse=torch.cat([part.coarse for part in parts]).float(),
             fine=torch.cat([part.fine for part in parts]).float(),
             occupancy=torch.cat([part.occupancy for part in parts]).float(),
+            boxes=torch.cat([part.boxes for part in parts]),
+            known=torch.cat([part.known for part in parts]),
         )
 
     def _scene(self, inputs: SceneInputs, name: str) -> TrunkFeatures:
@@ -64,7 +71,7 @@ class KeptFeatures:
 
 
 def halved(seen: TrunkFeatures, shape: tuple[int, int, int]) -> TrunkFeatures:
-    """The features at half precision, the fused volume at the voxel queries' `shape`."""
+    """The features at half precision, the fused volume at the voxel queries' `shape`; candidates whole."""
     return replace(
         seen,
         levels=tuple(level.bfloat16() for level in seen.levels),
@@ -78,11 +85,10 @@ def halved(seen: TrunkFeatures, shape: tuple[int, int, int]) -> TrunkFeatures:
 def to_tensors(seen: TrunkFeatures) -> dict[str, torch.Tensor]:
     """The features by name, for a file."""
     levels = {f"level{number}": level for number, level in enumerate(seen.levels)}
-    return {**levels, **{name: getattr(seen, name) for name in ("fused", "coarse", "fine", "occupancy")}}
+    return {**levels, **{name: getattr(seen, name) for name in PLAIN}}
 
 
 def from_tensors(tensors: dict[str, torch.Tensor]) -> TrunkFeatures:
     """What `to_tensors` made."""
     levels = tuple(tensors[f"level{n}"] for n in range(sum(name.startswith("level") for name in tensors)))
-    names = ("fused", "coarse", "fine", "occupancy")
-    return TrunkFeatures(levels=levels, **{name: tensors[name] for name in names})
+    return TrunkFeatures(levels=levels, **{name: tensors[name] for name in PLAIN})

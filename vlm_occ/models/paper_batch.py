@@ -11,7 +11,7 @@ from torch import Tensor
 from vlm_occ.encoders.inputs import SceneInputs, collate_inputs, prepare_scene
 from vlm_occ.encoders.voxel_queries import CameraHits
 from vlm_occ.heads.grounding2d import ImageGrounding
-from vlm_occ.heads.grounding3d import BoxProposals
+from vlm_occ.heads.grounding3d import BoxProposals, QueryStarts
 from vlm_occ.models.groundingocc_config import GroundingOccConfig
 from vlm_occ.models.sensors import TrunkFeatures
 from vlm_occ.types import FREE, GroundingQuery, LabelledScene, VoxelGrid
@@ -55,6 +55,7 @@ class SceneView:
     voxels: Tensor  # long [M], flat indices of the fine voxels that are decoded
     fine: Tensor | None  # [M, D']
     prior: Tensor | None  # [M] logits
+    starts: QueryStarts | None  # at which the grounding queries start; None: on a grid
     moments: tuple[Moment, ...]  # youngest first
     intrinsics: Tensor  # [F, 3, 3]
     ego_from_camera: Tensor  # [F, 4, 4]

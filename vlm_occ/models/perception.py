@@ -145,7 +145,7 @@ class Perception(nn.Module):
             max_tokens=self.config.max_tokens,
             threshold=self.config.token_threshold,
         )
-        tokens = tuple(self._tokens(b, item, bev, seen, inputs) for b, item in enumerate(candidates))
+        tokens = tuple(self.scene_tokens(b, item, bev, seen, inputs) for b, item in enumerate(candidates))
         return PerceptionOutput(
             coarse_logits, occupancy_logits, index, features, semantic, heatmap, regression, tokens
         )
@@ -209,9 +209,13 @@ class Perception(nn.Module):
             inputs.image_size,
         )
 
-    def _tokens(
+    def scene_tokens(
         self, b: int, candidates: Candidates, bev: BirdsEyeFeatures, pyramid: Tensor, inputs: SceneInputs
     ) -> SceneTokens:
+        """The tokens of scene b's candidates, their boxes refined by what lies in them.
+
+        `pyramid` [F, C, h, w]: the finest image features, then the colours of the pixels.
+        """
         points = sample_points(candidates.box.detach())  # [N, 9, 3]
         image, _ = self._look(b, points.flatten(0, 1), pyramid, inputs)
         read = token_inputs(candidates, bev, b, image.unflatten(0, points.shape[:2]))

@@ -8,10 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vlm_occ.encoders.camera import pixel_means
+from vlm_occ.encoders.fusion import BirdsEyeFeatures
 from vlm_occ.encoders.inputs import SceneInputs
 from vlm_occ.encoders.language_pan import TopDownPyramid, pyramid_levels
 from vlm_occ.encoders.lidar_volume import LidarVolume
 from vlm_occ.encoders.resnet import ImageResNet
+from vlm_occ.encoders.voxel_tokens import described, find_candidates
+from vlm_occ.heads.grounding3d import QueryStarts
 from vlm_occ.models.groundingocc_config import GroundingOccConfig
 from vlm_occ.models.perception import Perception
 from vlm_occ.types import VoxelGrid
@@ -25,6 +29,7 @@ class SceneFeatures:
     volume: Tensor | None  # [B, D, x, y, z]: F^L, or the trunk's features; None where there are neither
     fine: Tensor | None  # [B, D', X, Y, Z]: the trunk's fine features, None at the paper's scale
     prior: Tensor | None  # [B, X, Y, Z]: the trunk's occupancy logits
+    starts: tuple[QueryStarts, ...] | None  # B: the trunk's candidates, None at the paper's scale
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class TrunkFeatures:
     coarse: Tensor  # [B, 2D, X/4, Y/4]
     fine: Tensor  # [B, F, X, Y]
     occupancy: Tensor  # [B, X, Y, Z] logits
+    boxes: Tensor  # [B, G, 7] of the likeliest candidate objects; zeros behind the last one
+    known: Tensor  # [B, G, DESCRIBED_CHANNELS + 1]: what the trunk says of each, its score last; 0: none
 
 
 def images_of(inputs: SceneInputs, rows: Tensor) -> SceneInputs:
@@ -78,7 +85,7 @@ class PaperSensors(nn.Module):
             maps = self.image_network(inputs.images, recompute=self.recomputes and self.training)
             levels = tuple(self.pyramid(maps))
         volume = self.lidar(list(inputs.points)) if self.config.lidar else None
-        return SceneFeatures(levels, volume, None, None)
+        return SceneFeatures(levels, volume, None, None, None)
 
 
 class TrunkSensors(nn.Module):
@@ -87,8 +94,7 @@ class TrunkSensors(nn.Module):
     def __init__(self, config: GroundingOccConfig, *, grid: VoxelGrid | None = None) -> None:
         super().__init__()
         self.trunk = Perception(config.perception, grid=grid)
-        for name in ("centres", "voxel", "tokens", "attributes", "refiner"):  # VLM-Occ's own heads
-            delattr(self.trunk, name)
+        del self.trunk.voxel  # VLM-Occ's own head
         self.trunk.requires_grad_(config.train_trunk)
         self.trunk.image_network.requires_grad_(False)
         self.config, perception = config, config.perception
@@ -123,13 +129,36 @@ class TrunkSensors(nn.Module):
             fused = trunk.fusion(lidar.volume, camera, has_lidar, has_camera)
             bev = trunk.bev(fused, lidar.bev)
             _, occupancy = trunk.occupancy(bev.coarse, bev.fine)
+            maps = trunk.centres(bev.fine)
+        bev = BirdsEyeFeatures(bev.fine.float(), bev.middle.float(), bev.coarse.float())
+        boxes, known = self._candidates(maps, bev, levels[0].float(), inputs)
         return TrunkFeatures(
             levels=tuple(level.float() for level in levels),
             fused=fused.float(),
-            coarse=bev.coarse.float(),
-            fine=bev.fine.float(),
+            coarse=bev.coarse,
+            fine=bev.fine,
             occupancy=occupancy,
+            boxes=boxes,
+            known=known,
         )
+
+    def _candidates(
+        self, maps: tuple[Tensor, Tensor], bev: BirdsEyeFeatures, finest: Tensor, inputs: SceneInputs
+    ) -> tuple[Tensor, Tensor]:
+        """The trunk's candidates as it tells VLM-Occ of them: see `TrunkFeatures`."""
+        trunk, most = self.trunk, self.config.grounding_queries
+        seen = torch.cat([finest, pixel_means(inputs.images)], dim=1)
+        threshold = self.config.perception.token_threshold
+        found = find_candidates(*maps, trunk.grid, max_tokens=most, threshold=threshold)
+        boxes, known = [], []
+        for b, item in enumerate(found):
+            tokens = trunk.scene_tokens(b, item, bev, seen, inputs)
+            box = tokens.candidates.box
+            about = described(tokens.attributes, box)
+            rows = torch.cat([about, tokens.candidates.score[:, None]], dim=1)
+            boxes.append(functional.pad(box, (0, 0, 0, most - len(box))))
+            known.append(functional.pad(rows, (0, 0, 0, most - len(rows))))
+        return torch.stack(boxes), torch.stack(known)
 
     def adapt(self, seen: TrunkFeatures) -> SceneFeatures:
         """The trunk's output in this system's widths and grid."""
@@ -142,4 +171,5 @@ class TrunkSensors(nn.Module):
         height = seen.occupancy.shape[-1]
         fine = self.fine(seen.fine).unflatten(1, (self.config.fine_width, height)).movedim(2, -1)
         levels = tuple(self.pyramid(seen.levels)) if self.config.cameras else ()
-        return SceneFeatures(levels, volume.movedim(-1, 1), fine, seen.occupancy)
+        starts = tuple(QueryStarts(*pair) for pair in zip(seen.boxes, seen.known, strict=True))
+        return SceneFeatures(levels, volume.movedim(-1, 1), fine, seen.occupancy, starts)
