@@ -23,6 +23,7 @@ from vlm_occ.models.kept_features import KeptFeatures
 from vlm_occ.models.load import load_model
 from vlm_occ.models.paper_checkpoint import load_paper_trunk, load_system, take_over
 from vlm_occ.models.perception import Perception
+from vlm_occ.models.sensors import TrunkSensors
 from vlm_occ.paper_train import PaperTrainConfig, PaperTraining, initial_system, train_paper
 
 ROOT = Path(__file__).parents[1]
@@ -178,10 +179,11 @@ def test_grounding_queries_start_at_the_candidates_that_vlm_occ_is_told_of(text:
     inputs = prepare_scene(tiny_scene().scene, system.config.inputs())
     torch.manual_seed(0)
     whole = Perception(replace(system.config.perception, max_tokens=100), grid=GRID).eval()
+    assert isinstance(system.sensors, TrunkSensors)
     whole.load_state_dict(system.sensors.trunk.state_dict(), strict=False)
     with torch.no_grad():
         tokens = whole(inputs).tokens[0]
-        seen = system.sensors.observe(inputs)  # type: ignore[operator]
+        seen = system.sensors.observe(inputs)
         starts = system.observe(inputs)[0].starts
     count = min(len(tokens.features), 100)
     assert count > 2 and starts is not None and int(starts.present.sum()) == count
