@@ -14,16 +14,16 @@ from vlm_occ.types import VoxelGrid
 GRID = VoxelGrid(origin=(-8.0, -8.0, -1.0), shape=(40, 40, 8))
 
 
-def _decoder(*, layers: int = 2, queries: int = 4, seed: int = 0) -> BoxDecoder:
+def _decoder(*, layers: int = 2, queries: int = 4, seed: int = 0, known: int = 0) -> BoxDecoder:
     torch.manual_seed(seed)
     attentions = [DeformableAttention(16, heads=2, levels=1, points=2) for _ in range(layers)]
-    return BoxDecoder(16, (5,), attentions, queries=queries, heads=2, hidden=16, grid=GRID)
+    return BoxDecoder(16, (5,), attentions, queries=queries, heads=2, hidden=16, known=known, grid=GRID)
 
 
-def _run(decoder: BoxDecoder, maps: Tensor, words: Tensor) -> BoxProposals:
+def _run(decoder: BoxDecoder, maps: Tensor, words: Tensor, starts: QueryStarts | None = None) -> BoxProposals:
     mask = torch.ones(words.shape[:2], dtype=torch.bool)
-    content, position = decoder.start(words, mask)
-    return decoder(content, position, [maps], words, mask)
+    content, position = decoder.start(words, mask, starts)
+    return decoder(content, position, [maps], words, mask, starts)
 
 
 def test_the_birds_eye_view_is_the_mean_over_height() -> None:
@@ -46,16 +46,6 @@ def test_fresh_queries_answer_mean_boxes_on_a_regular_grid() -> None:
         torch.testing.assert_close(boxes[0, :, 6], torch.zeros(4))
 
 
-def _on_candidates(starts: QueryStarts, words: Tensor) -> BoxProposals:
-    torch.manual_seed(0)
-    attentions = [DeformableAttention(16, heads=2, levels=1, points=2) for _ in range(2)]
-    known = starts.known.shape[1]
-    decoder = BoxDecoder(16, (5,), attentions, queries=4, heads=2, hidden=16, known=known, grid=GRID)
-    mask = torch.ones(words.shape[:2], dtype=torch.bool)
-    content, position = decoder.start(words, mask, starts)
-    return decoder(content, position, [torch.randn(len(words), 5, 40, 40)], words, mask, starts)
-
-
 def test_fresh_queries_at_candidates_answer_their_boxes_and_absent_ones_never_win() -> None:
     torch.manual_seed(1)
     boxes = torch.cat(
@@ -63,12 +53,13 @@ def test_fresh_queries_at_candidates_answer_their_boxes_and_absent_ones_never_wi
     )
     known = torch.rand(4, 7)
     known[2:, -1] = 0
-    out = _on_candidates(QueryStarts(boxes, known), torch.randn(3, 5, 16))
+    decoder, maps, words = _decoder(known=7), torch.randn(3, 5, 40, 40), torch.randn(3, 5, 16)
+    out = _run(decoder, maps, words, QueryStarts(boxes, known))
     for found, logits in zip(out.boxes, out.class_logits, strict=True):
         torch.testing.assert_close(found, boxes.expand(3, -1, -1))
         assert (logits[:, 2:] < logits[:, :2].amin() - 5).all()
     assert (out.best()[0][:, None] == boxes[:2]).all(-1).any(-1).all()
-    none = _on_candidates(QueryStarts(0 * boxes, 0 * known), torch.randn(3, 5, 16))
+    none = _run(decoder, maps, words, QueryStarts(0 * boxes, 0 * known))
     assert all(part.isfinite().all() for part in (*none.boxes, *none.class_logits))
 
 

@@ -55,7 +55,9 @@ class Dictionary(KnownWords):
 
 @pytest.fixture
 def known() -> Dictionary:
-    banks = [Bank(rows, NOTHING, NOTHING, NOTHING) for rows in (training_nouns(), training_adjectives())]
+    banks = [
+        Bank(rows, NOTHING, NOTHING, NOTHING, NOTHING) for rows in (training_nouns(), training_adjectives())
+    ]
     return Dictionary(training_words(), banks[0], banks[1], NOTHING)
 
 

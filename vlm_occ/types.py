@@ -330,6 +330,10 @@ class GroundedObject:
     score: float
 
 
+WORD = r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*"
+"""Pattern of a word: `stop-over` and `driver's` are one."""
+
+
 @dataclass(frozen=True)
 class Wording:
     """A phrase of the training lexicon, and the plainest wording of what it means; "" leaves a word alone."""

@@ -99,7 +99,7 @@ class Contest:
         self.config, self.out = config, Path(config.out)
         self.perception = trunk_config(config.trunk, config.camera_frames)
         self._keep_settings()
-        self.validation = Changed(self._scenes("val"), with_one_target)
+        self.validation = OneTarget(self._scenes("val"))
         self.system = GroundingOccConfig(perception=self.perception, text=config.text)
         if config.width:
             self.system = replace(self.system, width=config.width)
@@ -276,11 +276,10 @@ class Contest:
 
 
 @dataclass(frozen=True)
-class Changed:
-    """Scenes with other sentences than their own."""
+class OneTarget:
+    """Scenes with only those sentences that mean exactly one object."""
 
     scenes: Scenes
-    change: Callable[[LabelledScene], LabelledScene]
 
     def __len__(self) -> int:
         """Number of scenes."""
@@ -288,7 +287,7 @@ class Changed:
 
     def __getitem__(self, index: int) -> LabelledScene:
         """Scene `index`."""
-        return self.change(self.scenes[index])
+        return with_one_target(self.scenes[index])
 
 
 def trunk_config(name: str, camera_frames: int) -> PerceptionConfig:

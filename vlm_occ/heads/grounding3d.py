@@ -159,9 +159,13 @@ class BoxDecoder(nn.Module):
         """Where the queries start: shares x, y of the grid [G, 2]."""
         if starts is None:
             return self.places
-        low = starts.boxes.new_tensor(self.grid.origin[:2])
-        extent = starts.boxes.new_tensor(self.grid.shape[:2]) * self.grid.voxel_size
+        low, extent = self._area(starts.boxes)
         return ((starts.boxes[:, :2] - low) / extent).clamp(0, 1)
+
+    def _area(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Lowest corner and extent [2] of the grid on the ground, metres."""
+        low, shape = like.new_tensor(self.grid.origin[:2]), like.new_tensor(self.grid.shape[:2])
+        return low, shape * self.grid.voxel_size
 
     def forward(
         self,
@@ -175,10 +179,10 @@ class BoxDecoder(nn.Module):
         """Boxes of queries `content`, `position` [N, G, D]; `maps` [N, C_i, x_i, y_i], words [N, L, D]."""
         # A map's rows are x and its columns y, as in [N, C, X, Y]; places give the column first.
         projections = [cast(nn.Conv2d, project) for project in self.maps]
-        low = position.new_tensor(self.grid.origin[:2])
-        extent = position.new_tensor(self.grid.shape[:2]) * self.grid.voxel_size
-        first = self._places(starts)
-        place = first.expand(len(content), -1, -1)  # [N, G, 2]
+        low, extent = self._area(position)
+        place = self._places(starts).expand(len(content), -1, -1)  # [N, G, 2]
+        nothing = torch.tensor([[0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0]], device=position.device)
+        base = nothing if starts is None else starts.boxes  # what a layer's output is added to
         absent = None if starts is None else ~starts.present.expand(len(content), -1)
         if absent is not None and bool(absent.all()):
             absent = None  # attention to nothing is not a number
@@ -186,27 +190,16 @@ class BoxDecoder(nn.Module):
         for layer, attend, box, label in zip(self.layers, self.attentions, self.box, self.label, strict=True):
             x = layer(x, position, place.flip(-1), maps, projections, attend, words, mask, absent)
             raw, logits = box(x).float(), label(x).float()  # [N, G, 8], [N, G, 15]
-            if starts is None:
-                centre, corrected = low + place * extent, raw
-            else:
-                centre, corrected = starts.boxes[:, :2], raw + _as_raw(starts.boxes)
-                logits = logits.masked_fill(~starts.present[:, None], ABSENT)
-            centre = centre + raw[..., :2]
-            sizes = corrected[..., 3:6].clamp(-3, 4).exp()
-            yaw = torch.atan2(raw[..., 6], raw[..., 7])
+            centre = (low + place * extent if starts is None else base[:, :2]) + raw[..., :2]
+            height = raw[..., 2:3] + base[:, 2:3]
+            sizes = (raw[..., 3:6] + base[:, 3:6].clamp(min=0.05).log()).clamp(-3, 4).exp()
+            yaw = torch.atan2(raw[..., 6], raw[..., 7]) + base[:, 6]
             if starts is not None:
-                yaw = yaw + starts.boxes[:, 6]
-            boxes.append(torch.cat([centre, corrected[..., 2:3], sizes, yaw[..., None]], dim=-1))
+                logits = logits.masked_fill(~starts.present[:, None], ABSENT)
+            boxes.append(torch.cat([centre, height, sizes, yaw[..., None]], dim=-1))
             labels.append(logits)
             place = ((centre.detach() - low) / extent).clamp(0, 1)
         return BoxProposals(tuple(boxes), tuple(labels))
-
-
-def _as_raw(boxes: Tensor) -> Tensor:
-    """Height and log sizes of boxes [G, 7] where a layer's output [.., 8] has them; zeros elsewhere."""
-    raw = boxes.new_zeros(len(boxes), 8)
-    raw[:, 2], raw[:, 3:6] = boxes[:, 2], boxes[:, 3:6].clamp(min=0.05).log()
-    return raw
 
 
 def _output(width: int, outputs: int) -> nn.Sequential:

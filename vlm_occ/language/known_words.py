@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -54,20 +55,28 @@ Meanings = list[list[Meaning]]
 
 @dataclass(frozen=True)
 class Bank:
-    """P wordings under one template: the mean of their states [D], directions from it [P, D], and how likely
-    each one's beginning is to come next, on average over all (logarithms [P]).
+    """P wordings under one template: the mean of their states [D], directions from it [P, D], the id of each
+    one's first token [P], and how likely that is to come next, on average over all (logarithms [P]).
     """
 
     wordings: tuple[Wording, ...]
     mean: Tensor
     directions: Tensor
+    beginnings: Tensor
     usual: Tensor
+
+    @cached_property
+    def parts(self) -> frozenset[str]:
+        """The words that a noun group of these wordings may hold, in lower case."""
+        texts = [text for wording in self.wordings for text in (wording.phrase, wording.plural)]
+        words = frozenset(word for text in texts for word in text.lower().split())
+        return words - {"of", "on", "a", "in", "for"}
 
     def nearest(self, backbone: Backbone, template: str, phrases: Sequence[str], most: int) -> Meanings:
         """The `most` likeliest meanings of each of n phrases, the likeliest first."""
         if not phrases:
             return []
-        states, likely = _meanings(backbone, template, phrases, _beginnings(backbone, self.wordings))
+        states, likely = _meanings(backbone, template, phrases, self.beginnings)
         similarity = functional.normalize(states - self.mean, dim=-1) @ self.directions.T  # [n, P]
         similarity += SURPRISE * (likely - self.usual)
         result = []
@@ -124,6 +133,7 @@ class KnownWords:
         for name, bank in (("nouns", self.nouns), ("adjectives", self.adjectives)):
             tensors[f"{name}.mean"], tensors[f"{name}.usual"] = bank.mean.float(), bank.usual.float()
             tensors[f"{name}.directions"] = bank.directions.to(torch.bfloat16)
+            tensors[f"{name}.beginnings"] = bank.beginnings
         about = {"words": json.dumps(sorted(self.words)), **{k: json.dumps(v) for k, v in tables.items()}}
         save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, path, about)
 
@@ -133,12 +143,13 @@ class KnownWords:
         try:
             with safe_open(path, framework="pt") as file:
                 about = {k: json.loads(v) for k, v in file.metadata().items()}
-                tensors = {k: file.get_tensor(k).float() for k in file.keys()}  # noqa: SIM118
+                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
             nouns, adjectives = (
                 Bank(
                     tuple(Wording(*row) for row in about[name]),
                     tensors[f"{name}.mean"],
-                    tensors[f"{name}.directions"],
+                    tensors[f"{name}.directions"].float(),
+                    tensors[f"{name}.beginnings"],
                     tensors[f"{name}.usual"],
                 )
                 for name in ("nouns", "adjectives")
@@ -156,10 +167,11 @@ def measure_words(
     banks = []
     for template, wordings in ((NOUN, nouns), (ADJECTIVE, adjectives)):
         phrases = [wording.phrase for wording in wordings]
-        states, likely = _meanings(backbone, template, phrases, _beginnings(backbone, wordings))
+        beginnings = _beginnings(backbone, phrases)
+        states, likely = _meanings(backbone, template, phrases, beginnings)
         mean = states.mean(0)
         directions = functional.normalize(states - mean, dim=-1)
-        banks.append(Bank(tuple(wordings), mean, directions, likely.mean(0)))
+        banks.append(Bank(tuple(wordings), mean, directions, beginnings, likely.mean(0)))
     single = [[w.phrase for w in part if " " not in w.phrase] for part in (nouns, adjectives)]
     within = {word.lower() for part in (nouns, adjectives) for w in part for word in w.phrase.split()}
     single.append(sorted(words - within))
@@ -178,9 +190,9 @@ def with_article(phrase: str) -> str:
     return f"{'an' if phrase[0].lower() in 'aeio' else 'a'} {phrase}"
 
 
-def _beginnings(backbone: Backbone, wordings: Sequence[Wording]) -> Tensor:
-    """Id of the first token of each wording within a sentence: [P]."""
-    tokens = [backbone.tokenizer(f" {w.phrase}", add_special_tokens=False)["input_ids"] for w in wordings]
+def _beginnings(backbone: Backbone, phrases: Sequence[str]) -> Tensor:
+    """Id of the first token of each phrase within a sentence: [P]."""
+    tokens = [backbone.tokenizer(f" {phrase}", add_special_tokens=False)["input_ids"] for phrase in phrases]
     return torch.tensor([ids[0] for ids in tokens])
 
 

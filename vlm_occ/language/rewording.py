@@ -12,30 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vlm_occ.language.known_words import Bank, KnownWords, Meaning
+from vlm_occ.language.known_words import KnownWords, Meaning
+from vlm_occ.types import WORD
 
 if TYPE_CHECKING:
     from vlm_occ.language.backbones import Backbone
 
 READINGS = 6
 """Wordings of one sentence that are tried: the scene decides among them."""
-WORD = r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*"
 _TOKEN = re.compile(rf"\d+(?:\.\d+)?|{WORD}|[^\w\s]")
-_MANY = {
-    "all",
-    "both",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "these",
-    "those",
-}
+_NUMBERS = {"two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"}
+_MANY = _NUMBERS | {"all", "both", "these", "those"}
 _DETERMINERS = _MANY | {"a", "an", "the", "this", "that", "every", "each", "any", "some"}
 
 
@@ -88,7 +75,7 @@ def _gaps(known: KnownWords, backbone: Backbone, text: str) -> list[_Gap]:
     """Where a sentence's noun groups have unknown words."""
     tokens = list(_TOKEN.finditer(text))
     words = [token.group().lower() for token in tokens]
-    parts, adjectives = _vocabulary(known.nouns), _vocabulary(known.adjectives)
+    parts = known.nouns.parts | known.adjectives.parts
     unknown = [word[0].isalpha() and word not in known for word in words]
     gaps: list[_Gap] = []
     place = 0
@@ -100,7 +87,6 @@ def _gaps(known: KnownWords, backbone: Backbone, text: str) -> list[_Gap]:
         while end < len(words) and (
             unknown[end]
             or words[end] in parts
-            or words[end] in adjectives
             or (words[end] == "of" and unknown[end - 1] and end + 1 < len(words) and unknown[end + 1])
         ):
             end += 1
@@ -111,12 +97,6 @@ def _gaps(known: KnownWords, backbone: Backbone, text: str) -> list[_Gap]:
             gaps += _group_gaps(known, backbone, text, tokens[place:end], unknown[place:end], many=many)
         place = end + (end < len(words) and words[end] == "that")  # `that` behind a noun is no determiner
     return gaps
-
-
-def _vocabulary(bank: Bank) -> frozenset[str]:
-    """The words that a noun group of a bank's wordings may hold."""
-    texts = [text for w in bank.wordings for text in (w.phrase, w.plural)]
-    return frozenset(word for text in texts for word in text.lower().split()) - {"of", "on", "a", "in", "for"}
 
 
 def _group_gaps(
@@ -132,7 +112,8 @@ def _group_gaps(
     words = [token.group() for token in tokens]
     odd = [i for i, strange in enumerate(unknown) if strange]
     kinds = dict(zip(odd, known.kinds_of(backbone, [words[i] for i in odd]), strict=True))
-    end = next((i for i in odd if kinds[i] == "other" and i > 0), len(words))  # `alongside`
+    others = (i for i in odd if kinds[i] == "other" and i > 0)
+    end = next(others, len(words))  # `alongside` begins what follows
     odd = [i for i in odd if i < end]
     if not odd:
         return []

@@ -118,10 +118,11 @@ class TrunkSensors(nn.Module):
         trunk, device = self.trunk, inputs.intrinsics.device
         low = trunk.compute_dtype != torch.float32
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
-            levels = pyramid_levels(trunk.pyramid, trunk.image_maps(inputs.images))
+            maps = pyramid_levels(trunk.pyramid, trunk.image_maps(inputs.images))
+        levels = tuple(level.float() for level in maps)
         # The trunk lifts the reference frame's images only, as it was trained; voxel queries see all frames.
         latest = (inputs.age.abs() < 1e-3).nonzero()[:, 0]
-        camera = trunk.camera_volume(levels[0].float()[latest], images_of(inputs, latest))
+        camera = trunk.camera_volume(levels[0][latest], images_of(inputs, latest))
         lidar = trunk.lidar(list(inputs.points))
         has_lidar = torch.tensor([len(p) > 0 for p in inputs.points], device=device)
         has_camera = torch.bincount(inputs.scene, minlength=inputs.batch_size) > 0
@@ -129,11 +130,11 @@ class TrunkSensors(nn.Module):
             fused = trunk.fusion(lidar.volume, camera, has_lidar, has_camera)
             bev = trunk.bev(fused, lidar.bev)
             _, occupancy = trunk.occupancy(bev.coarse, bev.fine)
-            maps = trunk.centres(bev.fine)
+            peaks = trunk.centres(bev.fine)
         bev = BirdsEyeFeatures(bev.fine.float(), bev.middle.float(), bev.coarse.float())
-        boxes, known = self._candidates(maps, bev, levels[0].float(), inputs)
+        boxes, known = self._candidates(peaks, bev, levels[0], inputs)
         return TrunkFeatures(
-            levels=tuple(level.float() for level in levels),
+            levels=levels,
             fused=fused.float(),
             coarse=bev.coarse,
             fine=bev.fine,
@@ -143,13 +144,13 @@ class TrunkSensors(nn.Module):
         )
 
     def _candidates(
-        self, maps: tuple[Tensor, Tensor], bev: BirdsEyeFeatures, finest: Tensor, inputs: SceneInputs
+        self, peaks: tuple[Tensor, Tensor], bev: BirdsEyeFeatures, finest: Tensor, inputs: SceneInputs
     ) -> tuple[Tensor, Tensor]:
         """The trunk's candidates as it tells VLM-Occ of them: see `TrunkFeatures`."""
         trunk, most = self.trunk, self.config.grounding_queries
         seen = torch.cat([finest, pixel_means(inputs.images)], dim=1)
         threshold = self.config.perception.token_threshold
-        found = find_candidates(*maps, trunk.grid, max_tokens=most, threshold=threshold)
+        found = find_candidates(*peaks, trunk.grid, max_tokens=most, threshold=threshold)
         boxes, known = [], []
         for b, item in enumerate(found):
             tokens = trunk.scene_tokens(b, item, bev, seen, inputs)

@@ -15,7 +15,7 @@ from vlm_occ.data.simulator.wordings import (
     PHRASES,
     SITUATIONS,
 )
-from vlm_occ.types import Wording
+from vlm_occ.types import WORD, Wording
 
 _PLACES = {
     **{"side": "side", "back": "back", "front": "front", "road": "road", "street": "road", "grass": "grass"},
@@ -32,7 +32,7 @@ def training_words() -> frozenset[str]:
     texts = [wording for table in tables for row in table["train"].values() for wording in row]
     texts += [plural(noun) for row in NOUNS["train"].values() for noun in row]
     texts += [*NUMBERS, *(changed for _, changed in AGREEMENT), "first second third metre metres us"]
-    words = re.findall(r"[^\W\d_]+(?:['-][^\W\d_]+)*", re.sub(r"\{\w+\}|\\b", " ", " ".join(texts)))
+    words = re.findall(WORD, re.sub(r"\{\w+\}|\\b", " ", " ".join(texts)))
     return frozenset(word.lower() for word in words)
 
 
