@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,10 @@ from vlm_occ.run_state import (
 from vlm_occ.trainee import M, Trainee, fill_gradients
 from vlm_occ.training_module import TrainingModule
 from vlm_occ.types import LabelledScene
+
+
+class OutOfTime(Exception):
+    """`until_time` is over before the last step; the state is saved."""
 
 
 def rate_factor(step: int, config: TrainConfig) -> float:
@@ -90,6 +95,10 @@ def run_training(trainee: Trainee[M], config: TrainConfig, source: Scenes) -> M:
     sharded = run.kind == DistributedType.FSDP  # such a model answers to all processes at once only
     draws = main and config.picture_every > 0 and not sharded
     for step in log.progress(start, config.steps):
+        if config.until_time and time.time() >= config.until_time:
+            log.close()
+            save_training_state(out, run, step, keep=config.keep_checkpoints, writes=main)
+            raise OutOfTime(f"{out} has done {step} of {config.steps} steps; the same command goes on")
         values = optimizer_step(accelerator, module, optimizer, loader, config, step)
         average(averaged, model, config.ema)
         log.write(step, values)
