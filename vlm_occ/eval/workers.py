@@ -1,8 +1,8 @@
 """A contest by several processes on one machine: scenes and features first, then each takes the next run.
 
 `scripts/benchmark.py contest-prepare` and `contest-worker` take the fields of `tables`, with `--worker I` and
-`--workers N`; `contest-progress` prints a line a run. A run is claimed by a folder that appears at once; the
-claim of a process that has died may be taken by another.
+`--workers N`; `contest-references` draws GT-Rand and Box-Rand; `contest-progress` prints a line a run. A run
+is claimed by a folder that appears at once; the claim of a process that has died may be taken by another.
 """
 
 from __future__ import annotations
@@ -143,8 +143,6 @@ def prepare(contest: Contest, worker: int, workers: int) -> None:
             done += 1
             if done % 10 == 0:
                 print(f"{time.strftime('%X')} {done} scenes in {time.time() - start:.0f} s", flush=True)
-    if worker == workers - 1:
-        keep_references(contest)
     print(f"{time.strftime('%X')} prepared {done} scenes in {time.time() - start:.0f} s", flush=True)
 
 
@@ -210,5 +208,7 @@ def workers_command(what: str, fields: dict[str, str]) -> None:
     elif what == "contest-worker":
         print(json.dumps(asdict(config)), file=sys.stderr, flush=True)
         work(contest)
+    elif what == "contest-references":
+        keep_references(contest)
     else:
         print(progress(contest))
