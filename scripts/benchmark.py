@@ -18,7 +18,7 @@ if __name__ == "__main__":
     loader.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="loader processes")
     loader.add_argument("--steps", type=int, default=10, help="training steps that are timed")
     scale.add_argument("--text", default="FacebookAI/roberta-base", help="or a folder with its tokenizer")
-    contest = tuple(f"contest-{name}" for name in ("prepare", "worker", "references", "progress"))
+    contest = tuple(f"contest-{name}" for name in ("prepare", "pace", "worker", "references", "progress"))
     for name in contest:
         kinds.add_parser(name, allow_abbrev=False)
     for name in ("tables", "ablations"):

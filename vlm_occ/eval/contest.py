@@ -239,13 +239,18 @@ class Contest:
         return str(self.out / "features") if self.config.keep_features else None
 
     def _train_paper(self, folder: Path, system: GroundingOccConfig, seed: int, steps: int) -> None:
-        run = PaperTrainConfig(
+        train_paper(self.paper_run(folder, system, seed=seed, steps=steps), source=self.scenes("train"))
+
+    def paper_run(
+        self, folder: Path, system: GroundingOccConfig, *, seed: int, steps: int
+    ) -> PaperTrainConfig:
+        """The run of one of the paper's systems."""
+        return PaperTrainConfig(
             **self._run(folder, seed, steps),  # type: ignore[arg-type]
             system=system,
             features=self.features(),
             head_rate=self.config.rate,
         )
-        train_paper(run, source=self.scenes("train"))
 
     def _train_vlm(self, folder: Path, model: ModelConfig, seed: int, steps: int) -> None:
         """VLM-Occ from its pretrained language model and the shared trunk: the pointer first, then all."""

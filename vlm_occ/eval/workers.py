@@ -1,8 +1,9 @@
 """A contest by several processes on one machine: scenes and features first, then each takes the next run.
 
 `scripts/benchmark.py contest-prepare` and `contest-worker` take the fields of `tables`, with `--worker I` and
-`--workers N`; `contest-references` draws GT-Rand and Box-Rand; `contest-progress` prints a line a run. A run
-is claimed by a folder that appears at once; the claim of a process that has died may be taken by another.
+`--workers N`; `contest-references` draws GT-Rand and Box-Rand; `contest-progress` prints a line a run,
+`contest-pace` seconds a step. A run is claimed by a folder that appears at once; the claim of a process that
+has died may be taken by another.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from vlm_occ.eval.evaluate import Scenes
 from vlm_occ.eval.tables import TABLE3, TABLE4, keep_references
 from vlm_occ.models.kept_features import KeptDepth, KeptFeatures
 from vlm_occ.models.paper_terms import true_depth
-from vlm_occ.paper_train import PaperTrainConfig, initial_system
+from vlm_occ.paper_train import PaperTrainConfig, initial_system, train_paper
 from vlm_occ.train import OutOfTime
 from vlm_occ.types import LabelledScene
 
@@ -175,6 +176,30 @@ def _prepare_scene(
     return item
 
 
+class _Timed:
+    """Scenes that remember when they were asked for: once a step."""
+
+    def __init__(self, scenes: Scenes) -> None:
+        self.scenes, self.times = scenes, list[float]()
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> LabelledScene:
+        self.times.append(time.perf_counter())
+        return self.scenes[index]
+
+
+def pace(contest: Contest, name: str, steps: int) -> float:
+    """Seconds a step of a system of the paper, the first half of `steps` left out; nothing of it is kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = contest.paper_run(Path(folder), contest.paper_systems()[name], seed=0, steps=steps)
+        scenes = _Timed(contest.scenes("train"))
+        train_paper(replace(run, until_time=0.0), source=scenes)
+    some = scenes.times[steps // 2 :]
+    return (some[-1] - some[0]) / max(len(some) - 1, 1)
+
+
 def progress(contest: Contest) -> str:
     """A line a run: its state, the steps that it has done, its newest loss, its accuracy."""
     return "\n".join(_line(contest, run) for run in planned(contest.config))
@@ -210,5 +235,7 @@ def workers_command(what: str, fields: dict[str, str]) -> None:
         work(contest)
     elif what == "contest-references":
         keep_references(contest)
+    elif what == "contest-pace":
+        print(f"pace {pace(contest, 'GroundingOcc', 60):.4f}")
     else:
         print(progress(contest))
