@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vlm_occ.encoders.refine import (
-    CODE_CHANNELS,
     CHANNELS,
+    CODE_CHANNELS,
     ENDS,
     GROUND,
     MARGIN,
