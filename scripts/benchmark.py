@@ -18,10 +18,13 @@ if __name__ == "__main__":
     loader.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="loader processes")
     loader.add_argument("--steps", type=int, default=10, help="training steps that are timed")
     scale.add_argument("--text", default="FacebookAI/roberta-base", help="or a folder with its tokenizer")
+    contest = tuple(f"contest-{name}" for name in ("prepare", "pace", "worker", "references", "progress"))
+    for name in contest:
+        kinds.add_parser(name, allow_abbrev=False)
     for name in ("tables", "ablations"):
         table = kinds.add_parser(name, allow_abbrev=False)
         table.add_argument("--results", default=f"results/{name}.json")
-    free = sys.argv[1:2] in (["tables"], ["ablations"])
+    free = sys.argv[1:2] and sys.argv[1] in ("tables", "ablations", *contest)
     options, rest = parser.parse_known_args() if free else (parser.parse_args(), [])
     if options.what == "latency":
         from vlm_occ.latency import latency_command
@@ -36,6 +39,10 @@ if __name__ == "__main__":
         from vlm_occ.eval.paper_scale import paper_scale_command
 
         paper_scale_command(options.text)
+    elif options.what in contest:
+        from vlm_occ.eval.workers import workers_command
+
+        workers_command(options.what, overrides(rest))
     elif options.what == "ablations":
         from vlm_occ.eval.ablations import ablations_command
 

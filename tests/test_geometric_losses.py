@@ -22,7 +22,12 @@ from vlm_occ.losses.geometric import (
     mask_focal,
     match_queries,
 )
-from vlm_occ.losses.occupancy import sigmoid_focal
+from vlm_occ.losses.occupancy import (
+    geometric_affinity,
+    lovasz_softmax,
+    semantic_affinity,
+    sigmoid_focal,
+)
 from vlm_occ.types import FREE
 
 
@@ -63,7 +68,7 @@ def test_labels_are_free_occupied_and_equation_1() -> None:
 
 def test_class_losses_by_hand() -> None:
     logits, labels = randn(60, 3), torch.arange(60) % 3
-    losses = class_losses(logits, labels, free=0, geo_affinity=True, sem_affinity=True)
+    losses = class_losses(logits[None], labels[None], free=0, geo_affinity=True, sem_affinity=True)
     p = logits.softmax(-1)
     naive = -sum(math.log(p[i, labels[i]]) for i in range(60)) / 60
     assert losses["ce"].item() == pytest.approx(naive, rel=1e-5)
@@ -75,7 +80,7 @@ def test_class_losses_by_hand() -> None:
         ((1 - busy) * (1 - full)).sum() / (1 - full).sum(),
     )
     assert losses["geo"].item() == pytest.approx(-sum(math.log(s) for s in shares), rel=1e-5)
-    plain = class_losses(logits, labels, free=0, geo_affinity=False, sem_affinity=False)
+    plain = class_losses(logits[None], labels[None], free=0, geo_affinity=False, sem_affinity=False)
     assert set(plain) == {"ce", "lovasz"} and set(losses) == {"ce", "lovasz", "geo", "sem"}
 
 
@@ -83,14 +88,40 @@ def test_lovasz_of_sure_answers_is_the_jaccard_loss_of_occupied_voxels() -> None
     labels = torch.tensor([0, 0, 1, 1, 1, 2, 2, 1])
     answers = torch.tensor([2, 0, 1, 2, 1, 2, 1, 1])  # the first is free: it does not count
     logits = 60.0 * torch.nn.functional.one_hot(answers, 3)
-    value = class_losses(logits, labels, free=0, geo_affinity=False, sem_affinity=False)["lovasz"]
+    value = class_losses(logits[None], labels[None], free=0, geo_affinity=False, sem_affinity=False)["lovasz"]
     jaccard = {1: 3 / 5, 2: 1 / 3}
     assert value.item() == pytest.approx(sum(1 - j for j in jaccard.values()) / 2, abs=1e-5)
 
 
+def test_sentences_together_lose_what_each_loses_alone() -> None:
+    logits, labels = randn(5, 70, 4).requires_grad_(), torch.randint(0, 4, (5, 70))
+    labels[1] = labels[1].clamp(max=1)  # classes 2 and 3 are absent
+    labels[2] = 0  # nothing but free voxels
+    labels[3, :] = 2
+    ours = class_losses(logits, labels, free=0, geo_affinity=True, sem_affinity=True)
+    alone: dict[str, list[torch.Tensor]] = {"ce": [], "lovasz": [], "geo": [], "sem": []}
+    for one, truth in zip(logits, labels, strict=True):
+        p = one.softmax(-1)
+        alone["ce"].append(torch.nn.functional.cross_entropy(one, truth))
+        lovasz, sem = lovasz_softmax(p, truth, ignore=0), semantic_affinity(p, truth)
+        alone["lovasz"].append(lovasz.total / lovasz.count.clamp(min=1))
+        alone["geo"].append(geometric_affinity(p, truth, free=0))
+        alone["sem"].append(sem.total / sem.count.clamp(min=1))
+    for name, values in alone.items():
+        torch.testing.assert_close(ours[name], torch.stack(values))
+        gradients = [
+            torch.autograd.grad(v.sum(), logits, retain_graph=True)[0]
+            for v in (ours[name], torch.stack(values))
+        ]
+        torch.testing.assert_close(*gradients)
+    masks, occupied = randn(5, 70, seed=4), labels[0] > 0
+    each = torch.stack([mask_focal(mask, occupied) for mask in masks])
+    torch.testing.assert_close(mask_focal(masks, occupied), each)
+
+
 def test_no_voxel_costs_nothing() -> None:
     losses = class_losses(
-        torch.zeros(0, 3), torch.zeros(0).long(), free=0, geo_affinity=True, sem_affinity=True
+        torch.zeros(1, 0, 3), torch.zeros(1, 0).long(), free=0, geo_affinity=True, sem_affinity=True
     )
     assert all(value == 0 for value in losses.values()) and len(losses) == 4
     assert mask_focal(torch.zeros(0), torch.zeros(0).bool()) == 0
@@ -112,7 +143,11 @@ def boxes_at(count: int, seed: int) -> torch.Tensor:
 
 def test_matching_is_the_cheapest_of_all_assignments() -> None:
     boxes, targets, logits, classes = boxes_at(5, 0), boxes_at(3, 1), randn(5, 4), torch.tensor([2, 0, 2])
-    rows, columns = match_queries(boxes, logits, targets, classes)
+    stacked = (boxes.expand(2, 2, -1, -1), logits.expand(2, 2, -1, -1))
+    two = (torch.stack([targets, targets.flip(0)]), torch.stack([classes, classes.flip(0)]))
+    layer, sentence, rows, columns = match_queries(*stacked, *two, [3, 1])
+    assert layer.tolist() == [0, 0, 0, 0, 1, 1, 1, 1] and sentence.tolist() == [0, 0, 0, 1] * 2
+    rows, columns = rows[:3], columns[:3]
 
     def cost(query: int, target: int) -> float:
         p = torch.sigmoid(logits[query, classes[target]]).item()

@@ -69,7 +69,7 @@ def config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ContestConfig:
     scene = tiny_scene()
     several = GroundingQuery("both cars", (0, 1), False, kind="many")
     items = [replace(scene, queries=(*scene.queries, several)), tiny_scene(seed=1)]
-    monkeypatch.setattr(Contest, "_scenes", lambda self, split: items)
+    monkeypatch.setattr(Contest, "scenes", lambda self, split: items)
     monkeypatch.setattr(contests, "trunk_config", lambda name, frames: PerceptionConfig())
 
     def trained(self: Contest, name: str, *, seed: int = 0, steps: int | None = None) -> RandomReference:

@@ -205,4 +205,5 @@ class TrainConfig:
     keep_checkpoints: int = 2
     log_every: int = 10
     picture_every: int = 0
+    until_time: float = 0  # seconds since 1970 at which the run saves its state and stops; 0: never
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +16,8 @@ from vlm_occ.losses.geometric import PAPER_WEIGHTS
 from vlm_occ.models.baselines import Baseline
 from vlm_occ.models.groundingocc import build_system
 from vlm_occ.models.groundingocc_config import GroundingOccConfig
-from vlm_occ.models.kept_features import KeptFeatures
-from vlm_occ.models.paper_batch import QueryBatch
+from vlm_occ.models.kept_features import KeptDepth, KeptFeatures
+from vlm_occ.models.paper_batch import PaperOutput, QueryBatch
 from vlm_occ.models.paper_checkpoint import (
     load_paper_state,
     load_paper_trunk,
@@ -25,7 +26,7 @@ from vlm_occ.models.paper_checkpoint import (
     save_system,
     take_over,
 )
-from vlm_occ.models.paper_terms import paper_terms
+from vlm_occ.models.paper_terms import paper_terms, true_depth
 from vlm_occ.models.sensors import PaperSensors
 from vlm_occ.objectives import weighted_sum
 from vlm_occ.run_config import check_config
@@ -33,7 +34,7 @@ from vlm_occ.run_scenes import Scenes, open_source
 from vlm_occ.run_state import TrainingState, Weight
 from vlm_occ.train import run_training
 from vlm_occ.trainee import Trainee, occupied, to_device
-from vlm_occ.types import LabelledScene
+from vlm_occ.types import LabelledScene, SceneLabels
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class PaperTraining(Trainee[Baseline]):
         self.model, self.config = model, config
         keeps = config.features is not None and not config.data.augment
         self.kept = KeptFeatures(cast(str, config.features), model) if keeps else None
+        self.depth = KeptDepth(cast(str, config.features), model.config) if keeps else None
 
     def forward(self, scenes: Sequence[LabelledScene]) -> tuple[Tensor, dict[str, float]]:
         """The mean loss over the scenes' sentences and its terms."""
@@ -62,11 +64,25 @@ class PaperTraining(Trainee[Baseline]):
         batch = QueryBatch(
             collate_inputs(inputs), tuple(item.queries for item in scenes), occupied(labels), seen
         )
-        terms = paper_terms(model(batch), batch, labels, model.config, grid=model.grid)
+        output = model(batch)
+        depths = self._depths(output, labels, [item.scene.name for item in scenes])
+        terms = paper_terms(output, batch, labels, model.config, grid=model.grid, depths=depths)
         if not terms:
             raise ValueError(f"scenes {[item.scene.name for item in scenes]} have no sentence to learn from")
         total, log = weighted_sum(terms, PAPER_WEIGHTS)
         return total + self.touch(), log
+
+    def _depths(
+        self, output: PaperOutput, labels: Sequence[SceneLabels], names: Sequence[str]
+    ) -> list[Tensor] | None:
+        """The true depths of the scenes, where they are kept and needed."""
+        if self.depth is None or any(view.depth_logits is None for view in output.views):
+            return None
+        depths = []
+        for view, truth, name in zip(output.views, labels, names, strict=True):
+            make = partial(true_depth, view, truth, self.model.config, self.model.grid)
+            depths.append(self.depth(name, make, truth.boxes.device))
+        return depths
 
     def weight_names(self) -> dict[str, Weight]:
         """Checkpoints of the paper's systems have the model's own names."""

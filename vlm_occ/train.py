@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,13 @@ from vlm_occ.run_state import (
     save_training_state,
     whole,
 )
-from vlm_occ.trainee import M, Trainee
+from vlm_occ.trainee import M, Trainee, fill_gradients
 from vlm_occ.training_module import TrainingModule
 from vlm_occ.types import LabelledScene
+
+
+class OutOfTime(Exception):
+    """`until_time` is over before the last step; the state is saved."""
 
 
 def rate_factor(step: int, config: TrainConfig) -> float:
@@ -69,7 +74,11 @@ def run_training(trainee: Trainee[M], config: TrainConfig, source: Scenes) -> M:
     groups = trainee.groups()
     if config.checkpointing:
         trainee.recompute()
-    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, betas=(0.9, 0.98), foreach=False)
+    alone = accelerator.distributed_type == DistributedType.NO
+    fused = alone and accelerator.device.type == "cuda"  # a launch for all parameters, not five for each
+    optimizer = torch.optim.AdamW(
+        groups, weight_decay=config.weight_decay, betas=(0.9, 0.98), foreach=False, fused=fused
+    )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         tell_deepspeed(accelerator, config)
     module, optimizer = accelerator.prepare(trainee, optimizer)
@@ -86,6 +95,10 @@ def run_training(trainee: Trainee[M], config: TrainConfig, source: Scenes) -> M:
     sharded = run.kind == DistributedType.FSDP  # such a model answers to all processes at once only
     draws = main and config.picture_every > 0 and not sharded
     for step in log.progress(start, config.steps):
+        if config.until_time and time.time() >= config.until_time:
+            log.close()
+            save_training_state(out, run, step, keep=config.keep_checkpoints, writes=main)
+            raise OutOfTime(f"{out} has done {step} of {config.steps} steps; the same command goes on")
         values = optimizer_step(accelerator, module, optimizer, loader, config, step)
         average(averaged, model, config.ema)
         log.write(step, values)
@@ -121,6 +134,8 @@ def optimizer_step(
         values["total"] = total.item()
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value / config.accumulation
+    if not torch.distributed.is_initialized():
+        fill_gradients(optimizer.param_groups)
     # Each group by itself: gradients of what enters the language model are a hundred times the others'.
     clipped = [accelerator.clip_grad_norm_(group["params"], config.clip) for group in optimizer.param_groups]
     known = [float(whole(torch.as_tensor(value))) for value in clipped if value is not None]

@@ -49,10 +49,21 @@ class Trainee(nn.Module, ABC, Generic[M]):
     def touch(self) -> Tensor:
         """Zero that depends on every trained parameter, so that all processes have the same gradients.
 
-        What FSDP has sharded again after its use (layers of the language model) is used in every forward.
+        What FSDP has sharded again after its use (layers of the language model) is used in every forward. A
+        process that is alone fills missing gradients instead (`fill_gradients`): that costs no launches.
         """
         used = [p for p in self.parameters() if p.requires_grad and not isinstance(p, DTensor)]
+        if not torch.distributed.is_initialized():
+            used = used[:1]
         return torch.stack([p.flatten()[0] * 0 for p in used]).sum()
+
+
+def fill_gradients(groups: Sequence[dict[str, Any]]) -> None:
+    """Give trained parameters of an optimiser's groups that no loss has reached a gradient of zero."""
+    for group in groups:
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
 
 def occupied(labels: Sequence[SceneLabels]) -> Tensor:

@@ -72,11 +72,16 @@ class ContestConfig:
     save_every: int = 100
     sample_scene: str = "sim:7"  # on which latency and memory are measured
     pictures: int = 6
+    until_time: float = 0  # seconds since 1970 at which training stops, its run undone; 0: never
+    assemble: bool = False  # tables of the runs that are done, whatever is missing; nothing is trained
+    costs: bool = True  # whether tables measure them
 
 
+CONTENDING = ("GroundingOcc", "VLM-Occ")
+"""Systems that are trained with several seeds."""
 FREE_TO_CHANGE = (
     *("out", "steps", "ablation_steps", "until", "most_steps", "seeds"),
-    *("reference_seeds", "draws", "pictures", "save_every"),
+    *("reference_seeds", "draws", "pictures", "save_every", "until_time", "assemble", "costs"),
 )
 """Fields that may differ when a contest goes on in its folder."""
 
@@ -99,7 +104,7 @@ class Contest:
         self.config, self.out = config, Path(config.out)
         self.perception = trunk_config(config.trunk, config.camera_frames)
         self._keep_settings()
-        self.validation = OneTarget(self._scenes("val"))
+        self.validation = OneTarget(self.scenes("val"))
         self.system = GroundingOccConfig(perception=self.perception, text=config.text)
         if config.width:
             self.system = replace(self.system, width=config.width)
@@ -118,7 +123,8 @@ class Contest:
                     f"{value}; give another --out, or delete the folder"
                 )
 
-    def _scenes(self, split: Literal["train", "val"]) -> Scenes:
+    def scenes(self, split: Literal["train", "val"]) -> Scenes:
+        """The scenes of training or of the evaluation, with all their sentences."""
         config = self.config
         if config.data != "sim":
             return Talk2OccDataset(config.data, split, num_frames=config.num_frames)
@@ -146,9 +152,16 @@ class Contest:
             start = time.perf_counter()
             model = self.trained(name, seed=seed, steps=steps)
             seconds = time.perf_counter() - start
-            scores = score(model, self.validation, features=self._features())
+            scores = score(model, self.validation, features=self.features())
             write_json({**scores.as_dict(), "train_seconds": round(seconds, 1)}, path)
         return Scores.from_dict(json.loads(path.read_text()))
+
+    def seeds_of(self, name: str, *, steps: int | None = None) -> list[int]:
+        """The seeds of a system that are asked for; when assembling, those of them that are scored."""
+        asked = range(self.config.seeds if name in CONTENDING else 1)
+        if not self.config.assemble:
+            return list(asked)
+        return [s for s in asked if (self.folder(name, seed=s, steps=steps) / "scores.json").exists()]
 
     def train_seconds(self, name: str, *, seed: int = 0) -> float:
         """Wall time of a finished system's training (of its last part, where it was resumed)."""
@@ -218,20 +231,26 @@ class Contest:
             "save_every": config.save_every,
             "keep_checkpoints": 1,
             "tracker": "none",
+            "until_time": config.until_time,
         }
 
-    def _features(self) -> str | None:
+    def features(self) -> str | None:
         """Where the frozen trunk's output is kept."""
         return str(self.out / "features") if self.config.keep_features else None
 
     def _train_paper(self, folder: Path, system: GroundingOccConfig, seed: int, steps: int) -> None:
-        run = PaperTrainConfig(
+        train_paper(self.paper_run(folder, system, seed=seed, steps=steps), source=self.scenes("train"))
+
+    def paper_run(
+        self, folder: Path, system: GroundingOccConfig, *, seed: int, steps: int
+    ) -> PaperTrainConfig:
+        """The run of one of the paper's systems."""
+        return PaperTrainConfig(
             **self._run(folder, seed, steps),  # type: ignore[arg-type]
             system=system,
-            features=self._features(),
+            features=self.features(),
             head_rate=self.config.rate,
         )
-        train_paper(run, source=self._scenes("train"))
 
     def _train_vlm(self, folder: Path, model: ModelConfig, seed: int, steps: int) -> None:
         """VLM-Occ from its pretrained language model and the shared trunk: the pointer first, then all."""
@@ -258,14 +277,16 @@ class Contest:
                 data=replace(run.data, label_tokens=0.3),
             )
             if not done.exists():
-                train(words, source=self._scenes("train"))
+                train(words, source=self.scenes("train"))
             skip = first * run.scenes_per_step
             run = replace(run, init=str(done), trunk=None, data=replace(run.data, skip=skip))
-        train(run, source=self._scenes("train"))
+        train(run, source=self.scenes("train"))
 
     def grown(self, tell: Callable[[str], None]) -> Contest:
         """The contest at the first budget at which GroundingOcc-Refine passes `until`, or at the largest."""
         config, steps = self.config, self.config.steps
+        if config.assemble:
+            return self
         while True:
             found = self.scored("GroundingOcc", steps=steps).refined
             accuracy = sum(r.iou > 0.25 for r in found) / max(len(found), 1)

@@ -16,6 +16,9 @@ from vlm_occ.geometry import project
 from vlm_occ.render import draw_birds_eye, draw_camera, whole_file
 from vlm_occ.types import FREE, GroundedObject, GroundingResult, LabelledScene, Scene
 
+DRAWN = ("M-baseline", "GroundingOcc", "VLM-Occ")
+"""Systems whose answers are drawn, GroundingOcc's refined."""
+
 
 def choose(
     ours: Sequence[QueryRecord], theirs: Sequence[QueryRecord], count: int
@@ -35,12 +38,16 @@ def choose(
 
 
 def draw_figure6(contest: Contest, folder: Path) -> list[Path]:
-    """One picture a sentence; only the first seed's models are asked."""
+    """One picture a sentence; only the first seed's models are asked. None where one of them is missing."""
+    if contest.config.assemble and not all(
+        (contest.folder(name) / "final").exists() and 0 in contest.seeds_of(name) for name in DRAWN
+    ):
+        return []
     ours, theirs = contest.scored("VLM-Occ").plain, contest.scored("GroundingOcc").refined
     chosen = choose(ours, theirs, contest.config.pictures)
     if not chosen:
         return []
-    models = {name: contest.trained(name) for name in ("M-baseline", "GroundingOcc", "VLM-Occ")}
+    models = {name: contest.trained(name) for name in DRAWN}
     paths = []
     for index in range(len(contest.validation)):
         item = contest.validation[index]

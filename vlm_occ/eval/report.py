@@ -75,7 +75,7 @@ def commit_of_tree() -> str:
 def write_json(values: object, path: Path) -> None:
     """Write JSON under a temporary name, then rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     temporary.write_text(json.dumps(values, indent=1) + "\n")
     os.replace(temporary, path)
 

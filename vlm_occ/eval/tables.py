@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -10,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vlm_occ.eval.contenders import score
-from vlm_occ.eval.contest import Contest, ContestConfig, contest_config
+from vlm_occ.eval.contest import CONTENDING, Contest, ContestConfig, contest_config
 from vlm_occ.eval.cost import costs
+from vlm_occ.eval.evaluate import record, true_voxels
 from vlm_occ.eval.figure6 import draw_figure6
 from vlm_occ.eval.metrics import QueryRecord, bootstrap_intervals, paired_difference
 from vlm_occ.eval.report import circumstances, write_json
@@ -54,7 +57,7 @@ TABLE4 = (
 def figures(runs: Runs, test: Callable[[QueryRecord], bool]) -> dict[str, float | int | None]:
     """Sentences of a group, and the means of its accuracies over sentences and seeds."""
     values = [[float(r.iou > 0.25), float(r.iou > 0.5)] for run in runs for r in run if test(r)]
-    count = sum(test(r) for r in runs[0])
+    count = sum(test(r) for r in runs[0]) if runs else 0
     if not values:
         return {"n": 0, "acc25": None, "acc50": None}
     low, high = np.mean(values, axis=0).tolist()
@@ -91,23 +94,45 @@ def paired(first: Runs, second: Runs, draws: int) -> dict[str, object]:
 
 
 def references(contest: Contest) -> dict[str, Runs]:
-    """GT-Rand and Box-Rand over several seeds."""
-    seeds = range(contest.config.reference_seeds)
+    """GT-Rand and Box-Rand over several seeds, kept once drawn."""
+    path = keep_references(contest)
+    records = json.loads(path.read_text())
     return {
-        "GT-Rand": [score(RandomReference("gt_rand", seed=s), contest.validation).plain for s in seeds],
-        "Box-Rand": [score(RandomReference("box_rand", seed=s), contest.validation).plain for s in seeds],
+        name: [tuple(QueryRecord(**row) for row in run) for run in runs] for name, runs in records.items()
     }
 
 
+def keep_references(contest: Contest) -> Path:
+    """The file that holds the records of GT-Rand and Box-Rand, written where it is not there yet."""
+    seeds = range(contest.config.reference_seeds)
+    path = contest.out / f"references-{len(seeds)}.json"
+    if path.exists():
+        return path
+    models = {
+        "GT-Rand": [RandomReference("gt_rand", seed=s) for s in seeds],
+        "Box-Rand": [RandomReference("box_rand", seed=s) for s in seeds],
+    }
+    records: dict[str, list[list[dict[str, object]]]] = {name: [[] for _ in seeds] for name in models}
+    for index in range(len(contest.validation)):
+        item = contest.validation[index]
+        texts = [query.text for query in item.queries]
+        truths = [true_voxels(item, query.targets) for query in item.queries]
+        state = models["GT-Rand"][0].encode(item.labels, item.scene.grid, name=item.scene.name)
+        for name, seed in itertools.product(models, seeds):
+            for n, result in enumerate(models[name][seed].ground(state, texts)):
+                records[name][seed].append(asdict(record(item, n, result.objects, truths[n])))
+    write_json(records, path)
+    return path
+
+
 def table2_runs(contest: Contest) -> dict[str, Runs]:
-    """The records of every system of Table II, trained where they are not yet."""
+    """The records of every system of Table II, trained where they are not yet; none of what is missing."""
     runs = references(contest)
-    for name in SYSTEMS[2:]:
-        runs[name] = [contest.scored(name).plain]
-    for name in ("GroundingOcc", "VLM-Occ"):
-        scores = [contest.scored(name, seed=seed) for seed in range(contest.config.seeds)]
+    for name in (*SYSTEMS[2:], *CONTENDING):
+        scores = [contest.scored(name, seed=seed) for seed in contest.seeds_of(name)]
         runs[name] = [s.plain for s in scores]
-        runs[f"{name}-Refine"] = [s.refined for s in scores]
+        if name in CONTENDING:
+            runs[f"{name}-Refine"] = [s.refined for s in scores]
     return runs
 
 
@@ -116,7 +141,8 @@ def ablation(contest: Contest, rows: Sequence[tuple[str, str, float, float]]) ->
     steps = contest.config.ablation_steps or contest.config.steps
     result = []
     for name, run, *_ in rows:
-        records: Runs = [contest.scored(run, steps=steps).refined]
+        seeds = contest.seeds_of(run, steps=steps)[:1]
+        records: Runs = [contest.scored(run, seed=seed, steps=steps).refined for seed in seeds]
         interval = intervals(records, contest.config.draws)["overall"] or {}
         spread = {f"{metric}_interval": value for metric, value in interval.items()}
         result.append({"row": name, **figures(records, GROUPS["overall"]), **spread})
@@ -148,8 +174,9 @@ def tables(config: ContestConfig) -> dict[str, object]:
             f"{name} over {rival}": paired(runs[rival], runs[name], config.draws)
             for name in ("VLM-Occ", "VLM-Occ-Refine")
             for rival in rivals
+            if runs[name] and runs[rival]
         },
-        "cost": costs(contest),
+        "cost": costs(contest) if config.costs else {},
         "pictures": [str(path) for path in draw_figure6(contest, Path(config.out) / "figure6")],
     }
 
@@ -175,7 +202,13 @@ def protocol(contest: Contest, runs: dict[str, Runs]) -> dict[str, object]:
         "intervals": f"95 % percentile bootstrap over scenes, {config.draws} draws, seeds pooled",
         "ablation_answers": "occupied voxels in the predicted box (docs/paper-notes.md)",
         "multi_frame": config.camera_frames,
-        "train_seconds": {name: contest.train_seconds(name) for name in trained},
+        "train_seconds": {
+            name: contest.train_seconds(name, seed=contest.seeds_of(name)[0])
+            for name in trained
+            if contest.seeds_of(name)
+        },
+        "seeds_asked": config.seeds,
+        "missing": [name for name, records in runs.items() if not records],
         "paper": {"table2": PAPER_TABLE2, "table3": TABLE3, "table4": TABLE4},
         **circumstances(),
     }
@@ -205,7 +238,7 @@ def format_tables(result: dict) -> str:
     lines.append("Cost: parameters (in the checkpoint), s to encode, s a sentence, peak GiB, s of training")
     for name, cost in result["cost"].items():
         size = f"{cost['parameters'] / 1e6:7.2f} M ({cost['trained_parameters'] / 1e6:.2f} M)"
-        wall = result["protocol"]["train_seconds"][name.removesuffix("-Refine")]
+        wall = result["protocol"]["train_seconds"].get(name.removesuffix("-Refine"), math.nan)
         parts = (
             f"{cost['encode_s']:.3f}",
             f"{cost['query_s']:.3f}",

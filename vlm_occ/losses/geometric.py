@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from vlm_occ.geometry import box_corners, invert_rigid
 from vlm_occ.losses.depth import nearest_depth
 from vlm_occ.losses.grounding2d import IMAGE_GROUNDING_WEIGHTS
 from vlm_occ.losses.occupancy import (
     Term,
-    geometric_affinity,
-    lovasz_softmax,
-    semantic_affinity,
+    affinities_of_sentences,
+    lovasz_of_sentences,
     sigmoid_focal,
     term,
 )
 from vlm_occ.raycast import cell_rig, render_depth
 from vlm_occ.types import FREE, VoxelGrid
-from vlm_occ.voxels import voxels_in_box
+from vlm_occ.voxels import ravel, voxel_indices_in_box
 
 PAPER_WEIGHTS = {
     **IMAGE_GROUNDING_WEIGHTS,  # lambda 1 to 4
@@ -42,40 +44,60 @@ def grounding_labels(semantics: Tensor, boxes: Tensor, grid: VoxelGrid) -> Tenso
     `semantics` uint8 [X, Y, Z], `boxes` [M, 7] of the referred objects (none, one or several).
     """
     occupied = semantics != FREE
-    labels = occupied.long()
-    for box in boxes:
-        labels[voxels_in_box(box, grid) & occupied] = 2
-    return labels
+    inside = referred_voxels(boxes, [range(len(boxes))], grid, device=semantics.device)[0]
+    return occupied.long() + (inside.view(grid.shape) & occupied)
+
+
+def referred_voxels(
+    boxes: Tensor, targets: Sequence[Sequence[int]], grid: VoxelGrid, *, device: torch.device
+) -> Tensor:
+    """Voxels of the boxes (rows of `boxes` [M, 7]) that each of N sentences means: bool [N, X * Y * Z].
+
+    Boxes are cut into voxels on the CPU, each once: a GPU would be asked for their extents one by one.
+    """
+    here, inside = boxes.cpu(), {}
+    for row in sorted({row for rows in targets for row in rows}):
+        inside[row] = ravel(voxel_indices_in_box(here[row], grid), grid.shape)
+    size = math.prod(grid.shape)
+    parts = [inside[row] + n * size for n, rows in enumerate(targets) for row in rows]
+    found = torch.zeros(len(targets) * size, dtype=torch.bool, device=device)
+    if parts:
+        found[torch.cat(parts).to(device)] = True
+    return found.view(len(targets), size)
 
 
 def class_losses(
     logits: Tensor, labels: Tensor, *, free: int, geo_affinity: bool, sem_affinity: bool
 ) -> dict[str, Tensor]:
-    """Cross-entropy, Lovasz-softmax and the affinities of MonoScene for one scene's voxels.
+    """Cross-entropy, Lovasz-softmax and the affinities of MonoScene, [N] each, for one scene's voxels.
 
-    `logits` [M, C], `labels` long [M]. A voxel counts whether a sensor saw it or not; Lovasz leaves free
-    voxels out, as PanoOcc does (FACTS 2.5).
+    `logits` [N, M, C] of N sentences, `labels` long [N, M]. A voxel counts whether a sensor saw it or not;
+    Lovasz leaves free voxels out, as PanoOcc does (FACTS 2.5). Sentences run together: no loop over them.
     """
-    if not len(labels):
+    if not labels.shape[1]:
         names = ("ce", "lovasz", *["geo"] * geo_affinity, *["sem"] * sem_affinity)
-        return dict.fromkeys(names, logits.sum() * 0)
-    losses = {"ce": functional.cross_entropy(logits, labels)}
+        return dict.fromkeys(names, logits.sum((1, 2)) * 0)
+    each = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    losses = {"ce": each.view_as(labels).mean(1)}
     probabilities = logits.softmax(-1)
-    busy = (labels != free).nonzero()[:, 0]
-    lovasz = lovasz_softmax(probabilities[busy], labels[busy])
-    losses["lovasz"] = lovasz.total / lovasz.count.clamp(min=1)
+    busy = labels != free
+    some = busy.any(0).nonzero()[:, 0]
+    losses["lovasz"] = lovasz_of_sentences(probabilities[:, some], labels[:, some], busy[:, some])
     if geo_affinity:
-        losses["geo"] = geometric_affinity(probabilities, labels, free=free)
+        taken = 1 - probabilities[..., free : free + 1]
+        losses["geo"] = affinities_of_sentences(taken, busy[..., None].to(taken.dtype))[:, 0]
     if sem_affinity:
-        sem = semantic_affinity(probabilities, labels)
-        losses["sem"] = sem.total / sem.count.clamp(min=1)
+        target = functional.one_hot(labels, logits.shape[2]).to(probabilities.dtype)  # [N, M, C]
+        present = (target.sum(1) > 0).to(probabilities.dtype)  # [N, C]
+        values = affinities_of_sentences(probabilities, target)
+        losses["sem"] = (values * present).sum(1) / present.sum(1).clamp(min=1)
     return losses
 
 
 def mask_focal(logits: Tensor, occupied: Tensor) -> Tensor:
-    """Focal loss of the binary occupancy mask [M], summed over voxels, per occupied voxel."""
-    loss = sigmoid_focal(logits.float(), occupied.float())
-    return loss.sum() / occupied.sum().clamp(min=1)
+    """Focal loss [...] of binary occupancy masks [..., M], summed over voxels, per voxel `occupied` [M]."""
+    loss = sigmoid_focal(logits.float(), occupied.float().expand_as(logits))
+    return loss.sum(-1) / occupied.sum().clamp(min=1)
 
 
 def box_difference(predicted: Tensor, target: Tensor) -> Tensor:
@@ -90,17 +112,26 @@ def box_difference(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def match_queries(boxes: Tensor, logits: Tensor, targets: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and targets (both long [K]) of the cheapest assignment (DETR): classes and boxes as the loss.
+def match_queries(
+    boxes: Tensor, logits: Tensor, targets: Tensor, classes: Tensor, counts: Sequence[int]
+) -> Tensor:
+    """The cheapest assignments (DETR; classes and boxes as the loss): long [4, K], each a column of layer,
+    sentence, query and target.
 
-    `boxes` [G, 7], `logits` [G, C], `targets` [M, 7], `classes` long [M].
+    `boxes` [L, N, G, 7], `logits` [L, N, G, C] of L layers and N sentences; `targets` [N, M, 7] and `classes`
+    long [N, M], of which the first `counts` of each sentence are meant.
     """
-    positive = sigmoid_focal(logits, torch.ones_like(logits))[:, classes]  # [G, M]
-    negative = sigmoid_focal(logits, torch.zeros_like(logits))[:, classes]
-    distance = box_difference(boxes[:, None], targets[None])  # [G, M]
+    wanted = classes[None, :, None].expand(*logits.shape[:3], -1)  # [L, N, G, M]
+    positive = sigmoid_focal(logits, torch.ones_like(logits)).gather(3, wanted)
+    negative = sigmoid_focal(logits, torch.zeros_like(logits)).gather(3, wanted)
+    distance = box_difference(boxes[:, :, :, None], targets[None, :, None])  # [L, N, G, M]
     cost = PAPER_WEIGHTS["label"] * (positive - negative) + PAPER_WEIGHTS["box"] * distance
-    rows, columns = linear_sum_assignment(cost.cpu().numpy())
-    return torch.as_tensor(rows, device=boxes.device), torch.as_tensor(columns, device=boxes.device)
+    table, found = cost.cpu().numpy(), []
+    for layer, sentence in itertools.product(range(len(table)), range(len(counts))):
+        if counts[sentence]:
+            rows, columns = linear_sum_assignment(table[layer, sentence, :, : counts[sentence]])
+            found += [(layer, sentence, r, c) for r, c in zip(rows.tolist(), columns.tolist(), strict=True)]
+    return torch.tensor(found, dtype=torch.long, device=boxes.device).reshape(-1, 4).T
 
 
 def box_terms(
@@ -111,19 +142,18 @@ def box_terms(
     `layers`: boxes [N, G, 7] and class logits [N, G, C] of each; for each of N sentences the referred boxes
     [M, 7] and their classes [M].
     """
-    label, box = [], []
-    for n, (truth, kinds) in enumerate(zip(targets, classes, strict=True)):
-        labels, boxes = layers[0][1].new_zeros(()), layers[0][1].new_zeros(())
-        for predicted, logits in layers:
-            rows, columns = match_queries(predicted[n], logits[n], truth, kinds)
-            wanted = torch.zeros_like(logits[n])
-            wanted[rows, kinds[columns]] = 1
-            count = max(len(rows), 1)
-            labels = labels + sigmoid_focal(logits[n], wanted).sum() / count
-            boxes = boxes + box_difference(predicted[n, rows], truth[columns]).sum() / count
-        label.append(labels)
-        box.append(boxes)
-    return {"label": term(torch.stack(label)), "box": term(torch.stack(box))}
+    boxes, logits = (torch.stack(part) for part in zip(*layers, strict=True))  # [L, N, G, 7], [L, N, G, C]
+    counts = [len(truth) for truth in targets]
+    truth = pad_sequence(list(targets), batch_first=True, padding_value=1.0)  # [N, M, 7]
+    kinds = pad_sequence(list(classes), batch_first=True)
+    layer, sentence, row, column = match_queries(boxes, logits, truth, kinds, counts)
+    wanted = torch.zeros_like(logits)
+    wanted[layer, sentence, row, kinds[sentence, column]] = 1
+    found = torch.tensor([max(min(count, boxes.shape[2]), 1) for count in counts], device=boxes.device)
+    label = sigmoid_focal(logits, wanted).sum((2, 3)).sum(0) / found  # [N]
+    apart = box_difference(boxes[layer, sentence, row], truth[sentence, column])  # [K]
+    box = apart.new_zeros(len(counts)).index_add(0, sentence, apart) / found
+    return {"label": term(label), "box": term(box)}
 
 
 _EDGES = (

@@ -22,10 +22,9 @@ def match_boxes(candidates: Tensor, boxes: Tensor) -> Tensor:
     distance = torch.cdist(boxes[:, :2].float(), candidates[:, :2].detach().float())  # [M, N]
     reach = (0.3 * boxes[:, 3:5].norm(dim=-1)).clamp(min=0.8)[:, None]
     cost = torch.where(distance <= reach, distance, torch.full_like(distance, 1e3))
-    rows, columns = linear_sum_assignment(cost.cpu().numpy())
-    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
-        if distance[row, column] <= reach[row, 0]:
-            match[row] = column
+    rows, columns = (torch.as_tensor(part) for part in linear_sum_assignment(cost.cpu().numpy()))
+    near = (distance <= reach).cpu()[rows, columns]  # one look at the device's numbers, not one a box
+    match[rows[near].to(match.device)] = columns[near].to(match.device)
     return match
 
 

@@ -51,12 +51,12 @@ def dice(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def lovasz_gradient(sorted_targets: Tensor) -> Tensor:
-    """Gradient of the Lovasz extension of the Jaccard loss (Berman et al. 2018, algorithm 1): [M]."""
-    total = sorted_targets.sum()
-    intersection = total - sorted_targets.cumsum(0)
-    union = total + (1 - sorted_targets).cumsum(0)
+    """Gradient of the Lovasz extension of the Jaccard loss (Berman et al. 2018, algorithm 1): [..., M]."""
+    total = sorted_targets.sum(-1, keepdim=True)
+    intersection = total - sorted_targets.cumsum(-1)
+    union = total + (1 - sorted_targets).cumsum(-1)
     jaccard = 1 - intersection / union
-    return torch.cat([jaccard[:1], jaccard[1:] - jaccard[:-1]])
+    return torch.cat([jaccard[..., :1], jaccard[..., 1:] - jaccard[..., :-1]], dim=-1)
 
 
 def lovasz_softmax(probabilities: Tensor, labels: Tensor, *, ignore: int | None = None) -> Term:
@@ -74,6 +74,39 @@ def lovasz_softmax(probabilities: Tensor, labels: Tensor, *, ignore: int | None 
     if not losses:
         return Term(probabilities.sum() * 0, torch.tensor(0.0, device=probabilities.device))
     return term(torch.stack(losses))
+
+
+def lovasz_of_sentences(probabilities: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+    """What `lovasz_softmax` gives for each of N sentences, as a mean over its present classes: [N].
+
+    `probabilities` [N, M, C], `labels` long [N, M]; only voxels that are to `keep`, bool [N, M], count. All
+    sentences run at once: on a GPU a launch a sentence costs more than the work.
+    """
+    total, count = probabilities.sum((1, 2)) * 0, torch.zeros(len(labels), device=labels.device)
+    for index in labels[keep].unique().tolist():
+        chosen = (labels == index) & keep
+        target = chosen.to(probabilities.dtype)  # [N, M]
+        errors = torch.where(keep, (target - probabilities[..., index]).abs(), -1.0)  # the others come last
+        errors, order = errors.sort(dim=1, descending=True)
+        present = chosen.any(1)
+        gradient = lovasz_gradient(target.gather(1, order))
+        total = total + (errors.clamp(min=0) * gradient).sum(1) * present
+        count = count + present
+    return total / count.clamp(min=1)
+
+
+def affinities_of_sentences(probabilities: Tensor, target: Tensor) -> Tensor:
+    """What `scene_class_affinity` gives each sentence and class: probability, target [N, M, C] to [N, C]."""
+    overlap, count = (probabilities * target).sum(1), target.sum(1)  # [N, C]
+    total = torch.zeros_like(overlap)
+    for numerator, denominator in (
+        (overlap, probabilities.sum(1)),
+        (overlap, count),
+        (((1 - probabilities) * (1 - target)).sum(1), (1 - target).sum(1)),
+    ):
+        ratio = (numerator / denominator.clamp(min=1e-6)).clamp(1e-6, 1 - 1e-6)
+        total = total + torch.where(denominator.detach() > 0, -ratio.log(), 0.0)
+    return total
 
 
 def scene_class_affinity(probability: Tensor, target: Tensor) -> Tensor:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.nn import functional
 
 from vlm_occ.encoders.inputs import SceneInputs
 from vlm_occ.models.baselines import Baseline
+from vlm_occ.models.groundingocc_config import GroundingOccConfig
 from vlm_occ.models.sensors import TrunkFeatures, TrunkSensors
 
 PLAIN = ("fused", "coarse", "fine", "occupancy", "boxes", "known")
@@ -68,6 +70,33 @@ class KeptFeatures:
         save_file({key: value.cpu().contiguous() for key, value in to_tensors(seen).items()}, temporary)
         os.replace(temporary, path)
         return seen
+
+
+class KeptDepth:
+    """The true depth of scenes' cells by name: rendering it takes a GPU a thousand small launches.
+
+    In a folder, one file a scene, and in memory.
+    """
+
+    def __init__(self, folder: str | Path, config: GroundingOccConfig) -> None:
+        digest = hashlib.sha256(repr((config.inputs().image_size, config.depth_rays)).encode())
+        self.folder, self.seen = Path(folder) / f"depth-{digest.hexdigest()[:16]}", dict[str, Tensor]()
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, name: str, make: Callable[[], Tensor], device: torch.device) -> Tensor:
+        """The depth [V, h, w] of the scene `name`, as `make` gives it where it is not kept."""
+        found = self.seen.get(name)
+        if found is None:
+            path = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.safetensors"
+            try:
+                found = load_file(path)["depth"]
+            except (OSError, SafetensorError, KeyError):
+                found = make().cpu().contiguous()
+                temporary = path.with_name(f".{path.name}.{os.getpid()}")
+                save_file({"depth": found}, temporary)
+                os.replace(temporary, path)
+            self.seen[name] = found = found.to(device)
+        return found
 
 
 def halved(seen: TrunkFeatures, shape: tuple[int, int, int]) -> TrunkFeatures:

@@ -13,9 +13,9 @@ from vlm_occ.losses.geometric import (
     box_terms,
     cell_depth,
     class_losses,
-    grounding_labels,
     image_boxes,
     mask_focal,
+    referred_voxels,
 )
 from vlm_occ.losses.grounding2d import image_grounding_terms
 from vlm_occ.losses.occupancy import Term, term
@@ -31,11 +31,16 @@ def paper_terms(
     config: GroundingOccConfig,
     *,
     grid: VoxelGrid | None = None,
+    depths: Sequence[Tensor] | None = None,
 ) -> dict[str, Term]:
-    """L_occ, L_3D, and with their modules L_2D and L_dmap; a term counts sentences, cells or pictures."""
+    """L_occ, L_3D, and with their modules L_2D and L_dmap; a term counts sentences, cells or pictures.
+
+    `depths`: the true depth of each scene's cells (`true_depth`), where it was kept.
+    """
     grid = grid or VoxelGrid()
     terms: dict[str, Term] = {}
-    for view, said, queries, truth in zip(output.views, output.sentences, batch.queries, labels, strict=True):
+    scenes = zip(output.views, output.sentences, batch.queries, labels, strict=True)
+    for number, (view, said, queries, truth) in enumerate(scenes):
         if said is not None:
             _add(terms, occupancy_terms(said, view.voxels, queries, truth, config, grid))
             rows = [list(query.targets) for query in queries]
@@ -47,7 +52,8 @@ def paper_terms(
             if said.pictures is not None:
                 _add(terms, picture_terms(said.pictures, view, queries, truth))
         if view.depth_logits is not None:
-            _add(terms, {"depth": depth_term(view, truth, config, grid)})
+            depth = depths[number] if depths else true_depth(view, truth, config, grid)
+            _add(terms, {"depth": depth_term(view, depth)})
     return terms
 
 
@@ -69,21 +75,21 @@ def occupancy_terms(
 
     `voxels` long [M]: those that were decoded.
     """
-    values: dict[str, list[Tensor]] = {"mask": []}
     semantics = truth.semantics.flatten()[voxels].long()
     affinities = {"geo_affinity": config.geo_affinity, "sem_affinity": config.sem_affinity}
-    for n, query in enumerate(queries):
-        values["mask"].append(mask_focal(said.mask_logits[n], semantics != FREE))
-        if said.semantic_logits is not None:
-            losses = class_losses(said.semantic_logits[n], semantics, free=FREE, **affinities)
-            for name, value in losses.items():
-                values.setdefault(f"semantic_{name}", []).append(value)
-        if said.geometric_logits is not None:
-            target = grounding_labels(truth.semantics, truth.boxes[list(query.targets)], grid)
-            losses = class_losses(said.geometric_logits[n], target.flatten()[voxels], free=0, **affinities)
-            for name, value in losses.items():
-                values.setdefault(f"geometric_{name}", []).append(value)
-    return {name: term(torch.stack(items)) for name, items in values.items()}
+    values = {"mask": mask_focal(said.mask_logits, semantics != FREE)}  # [N]
+    if said.semantic_logits is not None:
+        labels = semantics.expand(len(queries), -1)
+        losses = class_losses(said.semantic_logits, labels, free=FREE, **affinities)
+        values.update({f"semantic_{name}": value for name, value in losses.items()})
+    if said.geometric_logits is not None:
+        rows = [query.targets for query in queries]
+        referred = referred_voxels(truth.boxes, rows, grid, device=voxels.device)[:, voxels]
+        occupied = semantics != FREE
+        labels = occupied.long() + (referred & occupied)  # [N, M]
+        losses = class_losses(said.geometric_logits, labels, free=0, **affinities)
+        values.update({f"geometric_{name}": value for name, value in losses.items()})
+    return {name: term(items) for name, items in values.items()}
 
 
 def picture_terms(
@@ -111,11 +117,11 @@ def picture_terms(
     )
 
 
-def depth_term(view: SceneView, truth: SceneLabels, config: GroundingOccConfig, grid: VoxelGrid) -> Term:
-    """L_dmap: focal loss of the depth bins against the depth rendered from the true occupancy."""
+def true_depth(view: SceneView, truth: SceneLabels, config: GroundingOccConfig, grid: VoxelGrid) -> Tensor:
+    """The depth [V, h, w] of the reference frame's cells, rendered from the true occupancy."""
     assert view.depth_logits is not None
     rows, cells = view.moments[0].rows, (view.depth_logits.shape[2], view.depth_logits.shape[3])
-    depth = cell_depth(
+    return cell_depth(
         truth.semantics != FREE,
         grid,
         view.intrinsics[rows],
@@ -124,5 +130,10 @@ def depth_term(view: SceneView, truth: SceneLabels, config: GroundingOccConfig, 
         cells,
         rays=config.depth_rays,
     )
+
+
+def depth_term(view: SceneView, depth: Tensor) -> Term:
+    """L_dmap: focal loss of the depth bins against the true `depth` [V, h, w]."""
+    assert view.depth_logits is not None
     target, valid = DepthBins(number=view.depth_logits.shape[1]).index_of(depth)
     return depth_focal(view.depth_logits, target, valid)
