@@ -226,6 +226,7 @@ def _line(contest: Contest, run: Run) -> str:
 def workers_command(what: str, fields: dict[str, str]) -> None:
     """`scripts/benchmark.py contest-worker` and its like: fields of ContestConfig, --worker, --workers."""
     worker, workers = int(fields.pop("worker", "0")), int(fields.pop("workers", "1"))
+    steps = int(fields.pop("pace-steps", "60"))
     config = contest_config(fields)
     contest = Contest(config)
     if what == "contest-prepare":
@@ -236,6 +237,6 @@ def workers_command(what: str, fields: dict[str, str]) -> None:
     elif what == "contest-references":
         keep_references(contest)
     elif what == "contest-pace":
-        print(f"pace {pace(contest, 'GroundingOcc', 60):.4f}")
+        print(f"pace {pace(contest, 'GroundingOcc', steps):.4f}")
     else:
         print(progress(contest))
