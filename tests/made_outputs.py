@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from vlm_occ.encoders.refine import CODE_CHANNELS
 from vlm_occ.encoders.voxel_tokens import Candidates
 from vlm_occ.heads.factors import ROLES, Factors
 from vlm_occ.models.batch import Batch, GroundingOutput
@@ -56,7 +57,8 @@ def output(items: list[SceneLabels], seed: int = 9, extra: int = 2) -> Perceptio
         n = len(box)
         cell = torch.zeros(n, 2, dtype=torch.long)
         candidates = Candidates(cell, torch.ones(n), box, torch.zeros(n, 2))
-        tokens.append(SceneTokens(noise(n, 4), candidates, noise(n, CLASSES), noise(n, COLOURS), noise(n)))
+        known = (noise(n, CLASSES), noise(n, COLOURS), noise(n), torch.zeros(n, CODE_CHANNELS))
+        tokens.append(SceneTokens(noise(n, 4), candidates, *known))
     x, y, z = GRID.shape
     return PerceptionOutput(
         noise(count, x // 4, y // 4, z),

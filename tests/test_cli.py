@@ -53,7 +53,7 @@ class StubModel:
         occupancy = torch.zeros(scene.grid.shape, dtype=torch.bool)
         occupancy[:, :, 2] = True
         return SceneState(
-            scene.name, scene.grid, occupancy, empty.long(), empty, empty, empty.long(), empty, None
+            scene.name, scene.grid, occupancy, empty.long(), empty, empty, empty.long(), empty, empty, None
         )
 
     def ground(self, state: SceneState, query: Any, *, refine: bool = False) -> Any:

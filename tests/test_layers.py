@@ -10,7 +10,7 @@ from pathlib import Path
 import vlm_occ
 
 LAYERS = {
-    0: ("types", "geometry", "voxels", "config", "weights", "raycast"),
+    0: ("types", "geometry", "voxels", "config", "weights", "raycast", "timing"),
     1: ("encoders", "heads", "losses", "data", "render", "eval.metrics", "chat"),  # chat knows types only
     2: ("language",),
     3: ("models",),
@@ -23,6 +23,11 @@ LAYERS = {
         "overfit",
         "latency",
         "throughput",
+        "training_speed",
+        "backbone_latency",
+        "sparse_speed",
+        "sparse_tuning",
+        "street",
         "run_check",
         "run_config",
         "run_log",
@@ -34,7 +39,7 @@ LAYERS = {
         "training_module",
         "eval",
     ),
-    5: ("cli", "commands", "demo", "doctor", "__main__", ""),
+    5: ("cli", "commands", "benchmarks", "demo", "doctor", "__main__", ""),
 }
 PACKAGE = Path(vlm_occ.__file__).parent
 

@@ -142,7 +142,9 @@ def test_every_look_at_an_object_s_candidate_is_judged() -> None:
     item = labels(4)
     result = output([item])
     boxes = result.tokens[0].candidates.box
-    looks = tuple(Refinement(boxes, torch.randn(len(boxes), CHANNELS)) for _ in range(2))
+    looks = tuple(
+        Refinement(boxes, torch.randn(len(boxes), CHANNELS), torch.zeros(len(boxes), 1)) for _ in range(2)
+    )
     result = replace(result, tokens=(replace(result.tokens[0], looks=looks),))
     order = torch.tensor([2, 1, 0])  # candidates stand in reverse order
     truth = (item.boxes, item.velocities, item.classes, item.seen)

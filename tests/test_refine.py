@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vlm_occ.encoders.refine import (
     CHANNELS,
+    CODE_CHANNELS,
     ENDS,
     GROUND,
     MARGIN,
@@ -46,7 +47,7 @@ def saying(start: Tensor, truth: Tensor) -> Refinement:
         sizes = [math.log(q / p) for p, q in zip(a[3:6], b[3:6], strict=True)]
         around = [math.sin(2 * turn), math.cos(2 * turn), 40.0 if wrong else -40.0]
         rows.append([along, left, b[2] - a[2], *sizes, *around, 0.0, 0.0, 40.0])
-    return Refinement(start, torch.tensor(rows))
+    return Refinement(start, torch.tensor(rows), torch.zeros(len(rows), CODE_CHANNELS))
 
 
 def test_a_perfect_look_gives_the_true_boxes_and_costs_nothing() -> None:
@@ -61,7 +62,7 @@ def test_a_perfect_look_gives_the_true_boxes_and_costs_nothing() -> None:
     velocity = torch.full((20, 2), 2.0)
     raw = said.raw.clone()
     raw[:, 9:11] = from_box_axes(velocity, -start[:, 6]) / 2
-    said = Refinement(start, raw)
+    said = Refinement(start, raw, said.code)
     torch.testing.assert_close(said.velocity(), velocity, atol=1e-5, rtol=1e-5)
     classes, seen = torch.zeros(20, dtype=torch.long), torch.ones(20, dtype=torch.bool)
     assert refine_loss(said.raw, said.boxes, truth, velocity, classes, seen).max() < 1e-5

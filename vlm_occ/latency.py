@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import torch
 from vlm_occ.encoders.inputs import prepare_scene
 from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.models.batch import video_frames
+from vlm_occ.timing import default_device, peak_gib, settle
 from vlm_occ.types import Scene
 
 QUERIES: tuple[str, ...] = (
@@ -36,7 +36,7 @@ class Latency:
     batch: float  # 16 queries as one batch
     vlm: float  # the bare VLM's forward over the same frames, without our tokens
     encoders: float  # our encoders alone
-    peak_gib: float
+    peak_gib: float  # of tensors on a GPU since the model was made, else of the process
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Name, value and floor of each figure of the table."""
@@ -54,15 +54,16 @@ class Latency:
         ]
 
 
-def median_seconds(call: Callable[[], object], repeat: int) -> float:
-    """Median wall time of a call, after one warm-up."""
+def median_seconds(call: Callable[[], object], repeat: int, device: torch.device) -> float:
+    """Median wall time of a call on a device, after two warm-ups: kernels are chosen at the first."""
     call()
+    call()
+    settle(device)
     times = []
     for _ in range(repeat):
         start = time.perf_counter()
         call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        settle(device)
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 
@@ -82,22 +83,25 @@ def measure(model: VLMOcc, scene: Scene, *, repeat: int = 7) -> Latency:
     def encoders() -> None:
         model.perception(prepare_scene(scene, model.config.perception).to(model.device))
 
+    def seconds(call: Callable[[], object]) -> float:
+        return median_seconds(call, repeat, model.device)
+
     state = model.encode(scene)
     return Latency(
-        cold=median_seconds(cold, repeat),
-        query=median_seconds(lambda: model.ground(state, QUERIES[1], refine=True), repeat),
-        batch=median_seconds(lambda: model.ground(state, QUERIES * 2, refine=True), repeat),
-        vlm=median_seconds(bare, repeat),
-        encoders=median_seconds(encoders, repeat),
-        peak_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        cold=seconds(cold),
+        query=seconds(lambda: model.ground(state, QUERIES[1], refine=True)),
+        batch=seconds(lambda: model.ground(state, QUERIES * 2, refine=True)),
+        vlm=seconds(bare),
+        encoders=seconds(encoders),
+        peak_gib=peak_gib(model.device),
     )
 
 
-def latency_command(model: str, scene: str, *, repeat: int = 7) -> None:
+def latency_command(model: str, scene: str, *, repeat: int = 7, device: str | None = None) -> None:
     """Print the table of `scripts/benchmark.py latency`."""
     from vlm_occ.data.scenes import load_scene
 
-    vlm = VLMOcc.from_pretrained(model)
+    vlm = VLMOcc.from_pretrained(model, device=default_device(device))
     result = measure(vlm, load_scene(scene), repeat=repeat)
     print(
         f"{model} on {scene}, {vlm.backbone.dtype}, {vlm.device}, {torch.get_num_threads()} threads, "

@@ -17,7 +17,7 @@ from vlm_occ.losses.occupancy import Term, dice, heatmap_focal, term
 from vlm_occ.losses.refine import refine_loss
 from vlm_occ.objectives_pointer import pointer_terms
 from vlm_occ.types import FREE, SceneLabels, VoxelGrid
-from vlm_occ.voxels import coarsen, voxel_indices_in_box, voxels_in_box
+from vlm_occ.voxels import coarsen, voxels_in_box, voxels_in_boxes
 
 if TYPE_CHECKING:
     from vlm_occ.models.adapter import VLMOcc
@@ -109,15 +109,17 @@ def object_occupancy_terms(
     values: dict[str, list[Tensor]] = {"objects": [], "objects_dice": []}
     margin = output.occupancy_logits.new_tensor([0, 0, 0, 0.8, 0.8, 0.8, 0])
     for logits, item in zip(output.occupancy_logits, labels, strict=True):
-        entropies, overlaps = [logits.sum() * 0], [logits.sum() * 0]
-        for box in item.boxes[seen_objects(item)]:
-            x, y, z = voxel_indices_in_box(box + margin, grid).unbind(-1)
-            if len(x):
-                truth = (item.semantics[x, y, z] != FREE).float()
-                entropies.append(functional.binary_cross_entropy_with_logits(logits[x, y, z], truth))
-                overlaps.append(dice(logits[x, y, z], truth))
-        for name, losses in zip(values, (entropies, overlaps), strict=True):
-            values[name].append(_mean(losses))
+        boxes = item.boxes[seen_objects(item)]
+        row, index = voxels_in_boxes(boxes + margin, grid)
+        x, y, z = index.unbind(-1)
+        said, truth = logits[x, y, z], (item.semantics[x, y, z] != FREE).float()
+        entropy = functional.binary_cross_entropy_with_logits(said, truth, reduction="none")
+        parts = torch.stack([torch.ones_like(said), entropy, said.sigmoid() * truth, said.sigmoid() + truth])
+        sums = logits.new_zeros(4, len(boxes)).index_add(1, row, parts)
+        count, entropies, overlap, total = sums[:, sums[0] > 0]  # boxes outside the grid have no voxel
+        some = max(len(count), 1)
+        values["objects"].append((entropies / count).sum() / some)
+        values["objects_dice"].append((1 - (2 * overlap + 1) / (total + 1)).sum() / some)
     return _terms(values)
 
 

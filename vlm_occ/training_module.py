@@ -144,7 +144,7 @@ class TrainingModule(Trainee[VLMOcc]):
             return output
         tokens = output.tokens[0]
         assert tokens.inputs is not None
-        known = (tokens.candidates, tokens.inputs, tokens.moving_logits)
+        known = (tokens.candidates, tokens.inputs, tokens.moving_logits, tokens.code)
         new = self.model.perception.describe(*known, drop=TOKEN_DROPOUT)
         return replace(output, tokens=(new,))
 

@@ -315,6 +315,7 @@ class SceneState:
     token_boxes: Tensor  # [N, 7] first boxes of the candidate objects
     token_labels: Tensor  # long [N], most likely class in TALK2OCC_CLASSES
     token_states: Tensor  # [N, W], what the heads know of the voxel tokens
+    token_codes: Tensor  # [N, C], what the last look at their boxes holds
     language: object  # the backbone's PrefixState: key/value cache and next position
     calibrated: bool = True  # False: a plain video, of which nothing can be grounded
     reference_from_first: Tensor | None = None  # [4, 4] from the first view's level frame (Loc3R-VLM 3.2)

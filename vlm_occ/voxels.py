@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vlm_occ.geometry import rotation_z, to_box_frame
+from vlm_occ.geometry import rotation_z
 from vlm_occ.types import VoxelGrid
 
 MembershipRule = Literal["touching", "centre"]
@@ -52,39 +52,40 @@ def voxels_in_box(box: Tensor, grid: VoxelGrid, *, rule: MembershipRule = "touch
 
 def voxel_indices_in_box(box: Tensor, grid: VoxelGrid, *, rule: MembershipRule = "touching") -> Tensor:
     """Indices [M, 3] of the voxels that belong to a box [7]; see `voxels_in_box`."""
-    window = _window(box, grid)
-    if window is None:
-        return torch.zeros(0, 3, dtype=torch.long, device=box.device)
-    ranges = [torch.arange(low, high, device=box.device) for low, high in window]
-    index = torch.stack(torch.meshgrid(*ranges, indexing="ij"), dim=-1).reshape(-1, 3)
-    centre = grid.center_of(index).to(box.dtype)
+    return voxels_in_boxes(box[None], grid, rule=rule)[1]
+
+
+def voxels_in_boxes(
+    boxes: Tensor, grid: VoxelGrid, *, rule: MembershipRule = "touching"
+) -> tuple[Tensor, Tensor]:
+    """The voxels that belong to boxes [K, 7], box by box: the box [M] and the index [M, 3] of each."""
+    if not len(boxes):
+        none = torch.zeros(0, dtype=torch.long, device=boxes.device)
+        return none, none.reshape(0, 3)
     half = grid.voxel_size / 2 if rule == "touching" else 0.0
-    local = to_box_frame(centre, box[None])[0].abs()  # [M, 3]
-    rotation = rotation_z(box[6]).abs()
-    # Separating axes of two upright boxes: the box's own two horizontal axes, the grid's two, and z.
-    reach_box = half * (rotation[0, :2] + rotation[1, :2])  # the cube's half extent along the box's axes
-    reach_grid = rotation[:2, :2] @ (box[3:5] / 2)  # the box's half extent along the grid's axes
     margin = 1e-6 if rule == "centre" else -1e-6  # cubes that share only a face do not touch
-    member = (local[:, :2] <= box[3:5] / 2 + reach_box + margin).all(-1)
-    member &= local[:, 2] <= box[5] / 2 + half + margin
+    radius = boxes[:, 3:5].norm(dim=1) / 2  # [K]
+    origin = boxes.new_tensor(grid.origin)
+    low = ((boxes[:, :2] - radius[:, None] - origin[:2]) / grid.voxel_size).floor().long() - 1  # [K, 2]
+    steps = torch.arange(int(2 * radius.max() / grid.voxel_size) + 5, device=boxes.device)
+    cells = low[:, :, None] + steps  # [K, 2, w]
+    x, y = cells[:, 0, :, None].expand(-1, -1, len(steps)), cells[:, 1, None].expand(-1, len(steps), -1)
+    flat = torch.stack([x, y], dim=-1)  # [K, w, w, 2]
+    limit = torch.tensor(grid.shape[:2], device=boxes.device)
+    offset = origin[:2] + (flat.to(boxes.dtype) + 0.5) * grid.voxel_size - boxes[:, None, None, :2]
+    rotation = rotation_z(boxes[:, 6])[:, :2, :2]  # [K, 2, 2]
+    local, turned = (offset @ rotation[:, None]).abs(), rotation.abs()
+    # Separating axes of two upright boxes: the box's own two horizontal axes, the grid's two, and z.
+    reach_box = half * turned.sum(1)  # [K, 2], the cube's half extent along the box's axes
+    reach_grid = (turned @ (boxes[:, 3:5, None] / 2))[..., 0]  # the box's half extent along the grid's axes
+    near = ((flat >= 0) & (flat < limit)).all(-1)
+    near &= (local <= (boxes[:, 3:5] / 2 + reach_box + margin)[:, None, None]).all(-1)
     if rule == "touching":
-        member &= ((centre[:, :2] - box[:2]).abs() <= reach_grid + half + margin).all(-1)
-    return index[member]
-
-
-def _window(box: Tensor, grid: VoxelGrid) -> list[tuple[int, int]] | None:
-    """Index ranges that hold every voxel near a box [7], or None where the box lies outside the grid."""
-    radius = (box[3:5].norm() / 2).item()
-    centre, half = box[:3].tolist(), [radius, radius, box[5].item() / 2]
-    window = []
-    for axis in range(3):
-        low = int((centre[axis] - half[axis] - grid.origin[axis]) // grid.voxel_size) - 1
-        high = int((centre[axis] + half[axis] - grid.origin[axis]) // grid.voxel_size) + 2
-        low, high = max(low, 0), min(high, grid.shape[axis])
-        if low >= high:
-            return None
-        window.append((low, high))
-    return window
+        near &= (offset.abs() <= (reach_grid + half + margin)[:, None, None]).all(-1)  # [K, w, w]
+    height = origin[2] + (torch.arange(grid.shape[2], device=boxes.device) + 0.5) * grid.voxel_size
+    level = (height - boxes[:, 2:3]).abs() <= boxes[:, 5:6] / 2 + half + margin  # [K, Z]
+    row, column, line, z = (near[..., None] & level[:, None, None]).nonzero(as_tuple=True)
+    return row, torch.stack([low[row, 0] + column, low[row, 1] + line, z], dim=-1)
 
 
 def coarsen(occupancy: Tensor, factor: tuple[int, int, int]) -> Tensor:

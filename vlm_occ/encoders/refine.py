@@ -32,7 +32,9 @@ POINT_CHANNELS = 11
 CHANNELS = 12
 """Outputs: offset (3, metres along, left, up), log sizes (3), sin and cos of twice the turn of the axis,
 logit of being the wrong way round, velocity along and left (units of 2 m/s), logit of motion."""
-_ENCODED, _SEEN, _KNOWN, _JOINT = 96, 96, 128, 192
+CODE_CHANNELS = 192
+"""Length of what a look knows of a box, from which its outputs and the heads read."""
+_ENCODED, _SEEN, _KNOWN = 96, 96, 128
 _GEOMETRY = 11
 
 
@@ -53,6 +55,7 @@ class Refinement:
 
     boxes: Tensor  # [N, 7] as they were
     raw: Tensor  # [N, CHANNELS]
+    code: Tensor  # [N, CODE_CHANNELS]: what the points and pixels in each box show
 
     @property
     def moving_logits(self) -> Tensor:
@@ -123,9 +126,9 @@ class BoxRefiner(nn.Module):
         self.norm = nn.LayerNorm(birds_eye)
         self.known = nn.Linear(birds_eye + _GEOMETRY, _KNOWN)
         joint = 2 * _ENCODED + _SEEN + _KNOWN
-        self.joint = nn.Sequential(nn.LayerNorm(joint), nn.Linear(joint, _JOINT), nn.GELU())
-        self.middle = nn.Sequential(nn.Linear(_JOINT, _JOINT), nn.GELU())
-        self.out = nn.Linear(_JOINT, CHANNELS)
+        self.joint = nn.Sequential(nn.LayerNorm(joint), nn.Linear(joint, CODE_CHANNELS), nn.GELU())
+        self.middle = nn.Sequential(nn.Linear(CODE_CHANNELS, CODE_CHANNELS), nn.GELU())
+        self.out = nn.Linear(CODE_CHANNELS, CHANNELS)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         self.register_buffer("places", face_places(), persistent=False)
@@ -136,7 +139,8 @@ class BoxRefiner(nn.Module):
         boxes = contents.boxes
         local, present = self._local_points(contents)
         parts = [self._pooled(local, present), self._faces(contents.pixels), self._known(contents)]
-        return Refinement(boxes, self.out(self.middle(self.joint(torch.cat(parts, dim=-1)))).float())
+        code = self.middle(self.joint(torch.cat(parts, dim=-1)))
+        return Refinement(boxes, self.out(code).float(), code.float())
 
     def _local_points(self, contents: BoxContents) -> tuple[Tensor, Tensor]:
         """Points as boxes see them [N, P, POINT_CHANNELS], and which are there [N, P, 1]."""

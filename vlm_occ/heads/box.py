@@ -68,16 +68,23 @@ class TokenState(nn.Module):
 
 
 class JointState(nn.Module):
-    """A grounding state and a token's state together, in the heads' width."""
+    """A grounding state, a token's state and what the refiner saw in its box, in the heads' width.
 
-    def __init__(self, state_width: int, token_width: int, width: int) -> None:
+    What it saw starts without effect.
+    """
+
+    def __init__(self, state_width: int, token_width: int, code_width: int, width: int) -> None:
         super().__init__()
         self.state = nn.Linear(state_width, width)
         self.token = nn.Linear(token_width, width)
+        self.code = nn.Linear(code_width, width, bias=False)
+        nn.init.zeros_(self.code.weight)
 
-    def forward(self, state: Tensor, token: Tensor) -> Tensor:
-        """States [K, D] and tokens [K, W] of K grounded objects: [K, width]."""
-        return functional.gelu(self.state(state.float()) + self.token(token.float()))
+    def forward(self, state: Tensor, token: Tensor, code: Tensor) -> Tensor:
+        """States [K, D], tokens [K, W] and codes [K, C] of K grounded objects: [K, width]."""
+        return functional.gelu(
+            self.state(state.float()) + self.token(token.float()) + self.code(code.float())
+        )
 
 
 class BoxHead(nn.Module):

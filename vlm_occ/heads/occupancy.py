@@ -91,9 +91,9 @@ class ObjectMaskHead(nn.Module):
         super().__init__()
         self.radius = radius  # metres around the object in which its mask may lie
         channels = voxel_width + OFFSET_CHANNELS
-        self.voxel = nn.Linear(channels, 64)
-        self.state = nn.Linear(state_width, 64, bias=False)
-        self.shape = nn.Linear(64, 32)
+        self.voxel = nn.Linear(channels, 128)
+        self.state = nn.Linear(state_width, 128, bias=False)
+        self.shape = nn.Linear(128, 32)
         last = nn.Linear(width, channels + 32 + 1)
         self.kernel = nn.Sequential(nn.Linear(state_width, width), nn.GELU(), last)
         # The offset part begins as "inside the box": a mask that is right where the box is.

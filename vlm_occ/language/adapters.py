@@ -40,7 +40,7 @@ def add_rows(model: PreTrainedModel, tokens: Sequence[int], *, vocabulary: int) 
         for layer in (model.get_output_embeddings(), model.get_input_embeddings()):
             weight = weight_of(layer)  # [vocabulary, D]
             sample = weight[: known : max(1, known // 4096)].float()
-            noise = torch.randn(len(places), weight.shape[1], generator=generator)
+            noise = torch.randn(len(places), weight.shape[1], generator=generator).to(weight.device)
             weight[places] = (sample.mean(0) + 0.5 * sample.std(0) * noise).to(weight.dtype)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import re
 from typing import Any, Literal
 
 import torch
@@ -19,6 +21,8 @@ and output layer are a small part of a large model, and what is spliced is compa
 
 NF4_BLOCK = 64
 """Weights that share a scale."""
+OUTLIER = 6.0
+"""Activations beyond it are not rounded by int8 layers: the default of LLM.int8() and of loading."""
 
 
 def quantised_loading(quantization: Quantization, dtype: torch.dtype) -> dict[str, Any]:
@@ -29,12 +33,7 @@ def quantised_loading(quantization: Quantization, dtype: torch.dtype) -> dict[st
     """
     if quantization == "none":
         return {}
-    require("bitsandbytes", "quant")
-    for part in (
-        "autograd._functions",
-        "backends.cpu.ops",
-    ):  # a line for each layer's forward; of no use here
-        logging.getLogger(f"bitsandbytes.{part}").setLevel(logging.ERROR)
+    _require_bitsandbytes()
     from transformers import BitsAndBytesConfig
 
     settings = BitsAndBytesConfig(
@@ -46,6 +45,47 @@ def quantised_loading(quantization: Quantization, dtype: torch.dtype) -> dict[st
         llm_int8_skip_modules=[KEPT],
     )
     return {"quantization_config": settings, "device_map": {"": "cpu"}}
+
+
+def _require_bitsandbytes() -> None:
+    """Raise where it is not installed; else let it not write a line for each layer's forward."""
+    require("bitsandbytes", "quant")
+    for part in ("autograd._functions", "backends.cpu.ops"):
+        logging.getLogger(f"bitsandbytes.{part}").setLevel(logging.ERROR)
+
+
+@torch.no_grad()
+def quantise(model: nn.Module, quantization: Quantization, dtype: torch.dtype) -> None:
+    """Round the layers of a model in memory, on its device, that loading would round, and as it would."""
+    if quantization == "none":
+        return
+    _require_bitsandbytes()
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear) and not re.match(KEPT, name):
+            model.set_submodule(name, _rounded(layer, quantization, dtype))
+    mark = "is_loaded_in_4bit" if quantization == "nf4" else "is_loaded_in_8bit"
+    setattr(model, mark, True)  # by which peft knows it
+    keep_exact(model)
+
+
+def _rounded(layer: nn.Linear, quantization: Quantization, dtype: torch.dtype) -> nn.Module:
+    """A layer of few bits in place of a plain one; nf4 computes in `dtype`."""
+    few: Any = importlib.import_module("bitsandbytes.nn")
+    sizes, weight, bias = (layer.in_features, layer.out_features), layer.weight.data, layer.bias is not None
+    if quantization == "nf4":
+        settings: dict[str, Any] = {"compress_statistics": True, "quant_type": "nf4"}
+        with torch.device("meta"):
+            rounded = few.Linear4bit(*sizes, bias=bias, compute_dtype=dtype, **settings)
+        plain = few.Params4bit(weight, requires_grad=False, module=rounded, **settings)
+        rounded.weight = plain.to(weight.device)  # which rounds it
+    else:
+        with torch.device("meta"):
+            rounded = few.Linear8bitLt(*sizes, bias=bias, has_fp16_weights=False, threshold=OUTLIER)
+        functional: Any = importlib.import_module("bitsandbytes.functional")
+        data, scale, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
+        rounded.weight = few.Int8Params(data, requires_grad=False, CB=data, SCB=scale)
+    rounded.bias = layer.bias
+    return rounded.requires_grad_(False).train(layer.training)
 
 
 def keep_exact(model: nn.Module) -> None:

@@ -15,6 +15,7 @@ from vlm_occ.data.scenes import check_query
 from vlm_occ.data.video import is_calibrated
 from vlm_occ.encoders.inputs import prepare_scene
 from vlm_occ.encoders.pose import PoseEncoder
+from vlm_occ.encoders.refine import CODE_CHANNELS
 from vlm_occ.encoders.sight import Sight, SightProjector
 from vlm_occ.encoders.voxel_tokens import DESCRIBED_CHANNELS, VoxelProjector, described, score_tokens
 from vlm_occ.heads.box import BoxHead, JointState, PointerHead, TokenState
@@ -64,7 +65,7 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
         self.word_encoder = WordEncoder(hidden, width, layers=config.word_layers)
         self.factors = FactorHead(width)
         self.pointer = PointerHead(hidden, width, width)
-        self.joint = JointState(hidden, width, width)
+        self.joint = JointState(hidden, width, CODE_CHANNELS, width)
         self.mask = ObjectMaskHead(
             width, voxel_width=config.perception.fine_width + 1, width=width, radius=config.mask_radius
         )
@@ -205,6 +206,7 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
             token_boxes=tokens.candidates.box,
             token_labels=tokens.class_logits.argmax(-1),
             token_states=self._token_states(self._heard(language.hidden, prefix, tokens), tokens),
+            token_codes=tokens.code,
             language=language,
         )
         return self.with_layout(state, scene, frames, prefix, sight)
@@ -288,7 +290,8 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
         """The answer if a query of state `ground` [D] and `scores` [N] means the voxel tokens `rows` [K]."""
         objects: list[GroundedObject] = []
         if len(rows):
-            joint = self.joint(ground.expand(len(rows), -1), state.token_states[rows])
+            codes = state.token_codes[rows]
+            joint = self.joint(ground.expand(len(rows), -1), state.token_states[rows], codes)
             boxes = self.box(joint, state.token_boxes[rows])
             centers = state.grid.center_of(state.voxel_index)
             masks = object_masks(self.mask, joint, boxes, centers, state.voxel_features)

@@ -58,8 +58,9 @@ def decode_objects(
         return []
     rows = (perception.voxel_index[:, 0] == b).nonzero()[:, 0]
     index = torch.tensor(pairs, device=ground.device)
-    joint = model.joint(ground[index[:, 0]], tokens[index[:, 1]])  # [K, width]
-    boxes = model.box(joint, perception.tokens[b].candidates.box[index[:, 1]])  # [K, 7]
+    found = perception.tokens[b]
+    joint = model.joint(ground[index[:, 0]], tokens[index[:, 1]], found.code[index[:, 1]])  # [K, width]
+    boxes = model.box(joint, found.candidates.box[index[:, 1]])  # [K, 7]
     centers = model.perception.grid.center_of(perception.voxel_index[rows, 1:])
     masks = object_masks(model.mask, joint, boxes, centers, perception.voxel_features[rows])
     return [

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlm_occ.config import PerceptionConfig
+from vlm_occ.encoders.refine import CODE_CHANNELS
 from vlm_occ.encoders.voxel_tokens import Candidates
 from vlm_occ.models.perception import PerceptionOutput, SceneTokens
 from vlm_occ.types import COLOURS, TALK2OCC_CLASSES, SceneLabels
@@ -49,7 +50,8 @@ def label_tokens(
     cells, score, boxes, speeds, class_logits, colour_logits, moving = (p[order].to(device) for p in parts)
     features = torch.zeros(len(order), config.token_width, device=device)
     candidates = Candidates(cells, score, boxes, speeds)
-    tokens = SceneTokens(features, candidates, class_logits, colour_logits, moving)
+    code = torch.zeros(len(order), CODE_CHANNELS, device=device)  # no box is looked at
+    tokens = SceneTokens(features, candidates, class_logits, colour_logits, moving, code)
     nothing = torch.zeros(0, device=device)
     return PerceptionOutput(
         coarse_logits=nothing,

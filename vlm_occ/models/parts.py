@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlm_occ.encoders.refine import CODE_CHANNELS
 from vlm_occ.heads.occupancy import ObjectMaskHead
 from vlm_occ.heads.words import QueryStates
 from vlm_occ.models.adapter import VLMOcc
@@ -82,15 +83,17 @@ class Pointer(nn.Module):
 
 
 class Boxes(nn.Module):
-    """Normed grounding states [K, D], tokens [K, W] and first boxes [K, 7] to boxes and joint states."""
+    """Normed grounding states [K, D], tokens [K, W], codes [K, C] and first boxes [K, 7] to boxes and joint
+    states.
+    """
 
     def __init__(self, model: VLMOcc) -> None:
         super().__init__()
         self.joint, self.box = model.joint, model.box
 
-    def forward(self, ground: Tensor, tokens: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, ground: Tensor, tokens: Tensor, codes: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes [K, 7] and joint states [K, width]."""
-        joint = self.joint(ground, tokens)
+        joint = self.joint(ground, tokens, codes)
         return self.box(joint, first), joint
 
 
@@ -149,9 +152,14 @@ def dense_parts(model: VLMOcc) -> dict[str, Part]:
         ),
         "boxes": Part(
             Boxes(model),
-            {"ground": draw(5, state), "tokens": draw(5, width), "first": boxes},
+            {
+                "ground": draw(5, state),
+                "tokens": draw(5, width),
+                "codes": draw(5, CODE_CHANNELS),
+                "first": boxes,
+            },
             ("boxes", "joint"),
-            {name: {0: "objects"} for name in ("ground", "tokens", "first")},
+            {name: {0: "objects"} for name in ("ground", "tokens", "codes", "first")},
         ),
         "mask": Part(
             Mask(model.mask),

@@ -13,7 +13,7 @@ from vlm_occ.encoders.fusion import AdaptiveFusion, BirdsEyeFeatures, BirdsEyeNe
 from vlm_occ.encoders.image_network import ImageNetwork
 from vlm_occ.encoders.inputs import SceneInputs
 from vlm_occ.encoders.lidar import LidarEncoder
-from vlm_occ.encoders.refine import BoxRefiner, Refinement
+from vlm_occ.encoders.refine import CODE_CHANNELS, BoxRefiner, Refinement
 from vlm_occ.encoders.sight import Sight
 from vlm_occ.encoders.sparse import SparseTensor
 from vlm_occ.encoders.voxel_tokens import (
@@ -44,6 +44,7 @@ class SceneTokens:
     class_logits: Tensor  # [N, 15]
     colour_logits: Tensor  # [N, 9]
     moving_logits: Tensor  # [N]
+    code: Tensor  # [N, CODE_CHANNELS]: what the last look at each box holds
     inputs: TokenInputs | None = None  # None where tokens are made of labels
     looks: tuple[Refinement, ...] = ()  # what the refiner said of the boxes, look by look
 
@@ -224,14 +225,17 @@ class Perception(nn.Module):
             return self._look(b, places, inputs.images, inputs)
 
         refined, looks = self.refiner.refine(candidates, read.birds_eye, inputs.points[b], look)
-        moving = looks[-1].moving_logits if looks else candidates.score.new_zeros(0)
-        return self.describe(refined, read, moving, looks=looks)
+        none = candidates.score.new_zeros(0)
+        moving = looks[-1].moving_logits if looks else none
+        code = looks[-1].code if looks else none.reshape(0, CODE_CHANNELS)
+        return self.describe(refined, read, moving, code, looks=looks)
 
     def describe(
         self,
         candidates: Candidates,
         inputs: TokenInputs,
         moving: Tensor,
+        code: Tensor,
         *,
         looks: tuple[Refinement, ...] = (),
         drop: float = 0.0,
@@ -239,7 +243,7 @@ class Perception(nn.Module):
         """The tokens of one scene's candidates: features and attributes from what was read of them."""
         features = self.tokens(candidates, inputs, drop=drop)
         label, colour = self.attributes(features)
-        return SceneTokens(features, candidates, label, colour, moving, inputs, looks)
+        return SceneTokens(features, candidates, label, colour, moving, code, inputs, looks)
 
 
 def gather_sparse(tensor: SparseTensor, index: Tensor) -> Tensor:

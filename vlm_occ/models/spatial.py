@@ -16,6 +16,7 @@ from vlm_occ.config import ModelConfig, SpatialConfig
 from vlm_occ.data.scenes import check_query
 from vlm_occ.data.video import is_calibrated
 from vlm_occ.encoders.pose import PoseEncoder
+from vlm_occ.encoders.refine import CODE_CHANNELS
 from vlm_occ.encoders.sight import SIGHT_CHANNELS, Sight, sight_features
 from vlm_occ.geometry import invert_rigid
 from vlm_occ.heads.anchored import ReadSituation, SituationReader, anchored_pose, mention_spans
@@ -290,6 +291,7 @@ class SpatialAnswers:
             token_boxes=none.new_zeros(0, 7),
             token_labels=none.long(),
             token_states=none.new_zeros(0, self.config.head_width),
+            token_codes=none.new_zeros(0, CODE_CHANNELS),
             language=self.backbone.encode_prefix(prefix, features),
         )
         return self.with_layout(state, scene, frames, prefix)

@@ -1,0 +1,83 @@
+"""How long spconv-triton looks for the best tiling of its kernels: fewer of them, compiled side by side."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlm_occ.sparse_speed import Case
+
+KERNELS = ("spconv_triton.pytorch._impl.gemm", "spconv_triton.pytorch._impl.pair_kernels")
+"""Modules whose kernels choose among tilings."""
+CHANNELS, ROWS = 64, 128
+"""Largest tile along channels and along voxels that suits layers of at most 64 channels."""
+
+
+def limit_tuning(most: int) -> dict[str, str]:
+    """Let each kernel of spconv-triton try at most `most` tilings (0: all); how many of how many, by kernel.
+
+    Those whose tiles suit narrow layers, spread evenly over the order in which the package lists them.
+    """
+    told = {}
+    for module in KERNELS:
+        for name, kernel in vars(importlib.import_module(module)).items():
+            configs = getattr(kernel, "configs", None)
+            if not isinstance(configs, list) or not configs:
+                continue
+            kernel.configs = chosen(configs, most)
+            told[name] = f"{len(kernel.configs)} of {len(configs)}"
+    return told
+
+
+def chosen(configs: list[Any], most: int) -> list[Any]:
+    """At most `most` of the configs that suit narrow layers, evenly spread; all where `most` is 0."""
+    if not most or len(configs) <= most:
+        return configs
+    narrow = [config for config in configs if suits(config.kwargs)] or configs
+    step = max(1, -(-len(narrow) // most))
+    return narrow[::step]
+
+
+def suits(tile: dict[str, int]) -> bool:
+    """Whether a tile is no larger than a narrow layer needs."""
+    blocks = {name: size for name, size in tile.items() if name.startswith("BLOCK_")}
+    along_rows = ("BLOCK_M", "BLOCK_P")
+    return all(size <= (ROWS if name in along_rows else CHANNELS) for name, size in blocks.items())
+
+
+def tune(cases: Iterable[Case], tilings: int, processes: int) -> float:
+    """Compile and choose spconv-triton's tilings for `cases`, which later processes find on disk; seconds."""
+    start = time.perf_counter()
+    own = [case for case in cases if case.backend == "spconv-triton"]
+    with ProcessPoolExecutor(min(processes, len(own)), get_context("spawn")) as pool:
+        for case, failure in zip(own, pool.map(_tuned, own, [tilings] * len(own)), strict=True):
+            if failure:
+                print(f"tuning {case.layer} {case.width} {case.dtype}: {failure}", flush=True)
+    return round(time.perf_counter() - start, 1)
+
+
+def _tuned(case: Case, tilings: int) -> str:
+    """Run one case once, forward and backward; what it failed with."""
+    import torch
+
+    from vlm_occ.sparse_speed import EncoderRun, LayerRun, using
+    from vlm_occ.street import street_points
+    from vlm_occ.timing import failure_text, failures
+
+    limit_tuning(tilings)
+    torch.set_num_threads(1)
+    grid, points = street_points(min(case.voxels, 4000))
+    kind = EncoderRun if case.layer == "encoder" else LayerRun
+    try:
+        with using(case.backend):
+            run = kind(case, points, grid, torch.device("cuda"))
+            run.calls()["training_ms"]()
+            torch.cuda.synchronize()
+    except failures() as error:
+        return failure_text(error)
+    return ""
