@@ -49,10 +49,11 @@ def protocol(model: VLMOcc, name: str, scenes: Scenes, split: str, data: str) ->
 
 def circumstances() -> dict[str, str]:
     """Commit, command, machine and library of a run whose models are wherever there is room."""
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return {
         "commit": commit_of_tree(),
         "command": " ".join(sys.argv),
-        "hardware": f"{platform.machine()}, {os.cpu_count()} CPU cores, CUDA {torch.cuda.is_available()}",
+        "hardware": f"{platform.machine()}, {os.cpu_count()} CPU cores, {card}",
         "torch": torch.__version__,
     }
 

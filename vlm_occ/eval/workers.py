@@ -9,6 +9,7 @@ has died may be taken by another.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import shutil
@@ -130,6 +131,7 @@ def work(contest: Contest) -> None:
             print(f"{time.strftime('%X')} {run} took {time.time() - start:.0f} s", flush=True)
         finally:
             shutil.rmtree(folder / "claim", ignore_errors=True)
+        gc.collect()  # a finished run's model and what was kept for it
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
