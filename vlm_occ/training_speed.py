@@ -56,15 +56,20 @@ def training_config(path: str, *, workers: int | None = None, keep: str | None =
 
 
 def load_scenes(config: TrainConfig, count: int, *, source: Scenes | None = None) -> tuple[list, float]:
-    """`count` scenes as a run's loader gives them, one a forward, and scenes a second after the first."""
+    """`count` scenes as a run's loader gives them, one a forward, and scenes a second.
+
+    The rate is that after the first scene of each worker, which waited for its process to start: it takes
+    twice as many scenes as workers to be of use.
+    """
     config = replace(config, steps=count, accumulation=1, scenes_per_step=1)
     source = source if source is not None else open_source(config)
-    loader = step_loader(StepScenes(source, config), 0)
-    items = next(loader)
-    start = time.perf_counter()
-    items += [item for scenes in itertools.islice(loader, count - 1) for item in scenes]
-    rate = (count - 1) / max(time.perf_counter() - start, 1e-9)
-    return items, rate
+    first = min(max(config.data.workers, 1), count - 1)
+    items, start = [], time.perf_counter()
+    for number, scenes in enumerate(step_loader(StepScenes(source, config), 0)):
+        items += scenes
+        if number == first - 1:
+            start = time.perf_counter()
+    return items, (count - first) / max(time.perf_counter() - start, 1e-9)
 
 
 def rounds(items: Sequence[LabelledScene], size: int) -> Iterator[list[LabelledScene]]:
