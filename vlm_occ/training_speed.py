@@ -20,7 +20,7 @@ from vlm_occ.models.spatial_batch import make_spatial_batch
 from vlm_occ.run_model import initial_model, trainable
 from vlm_occ.run_scenes import Scenes, StepScenes, open_source, step_loader
 from vlm_occ.timing import device_name, failure_text, failures, forget_peak, peak_gib, settle
-from vlm_occ.train import optimizer_step
+from vlm_occ.train import new_optimizer, optimizer_step
 from vlm_occ.training_module import TrainingModule
 from vlm_occ.types import LabelledScene
 
@@ -121,7 +121,7 @@ def measure(
     device = accelerator.device
     forget_peak(device)
     model = initial_model(config)
-    optimizer = torch.optim.AdamW(trainable(model, config), foreach=False)
+    optimizer = new_optimizer(trainable(model, config), config, device)
     plain = TrainingModule(model, config)
     module, optimizer = accelerator.prepare(plain, optimizer)
     batches = rounds(items, config.scenes_per_step)
