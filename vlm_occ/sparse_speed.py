@@ -70,7 +70,7 @@ def cases_of(voxels: list[int], widths: list[int]) -> list[Case]:
     """All rows: small sets first, then by backend, as an error on a GPU may end all that is done on it."""
     sizes: list[tuple[Layer, int]] = [("encoder", ENCODER_WIDTH)]
     layers: tuple[Layer, ...] = ("submanifold", "strided")
-    sizes += [(layer, width) for layer in layers for width in widths]
+    sizes.extend((layer, width) for layer in layers for width in widths)
     return [
         Case(layer, width, dtype, count, backend)
         for count in voxels

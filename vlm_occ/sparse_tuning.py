@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 KERNELS = ("spconv_triton.pytorch._impl.gemm", "spconv_triton.pytorch._impl.pair_kernels")
 """Modules whose kernels choose among tilings."""
+TUNED_ON = 20_000  # voxels
 CHANNELS, ROWS = 64, 128
 """Largest tile along channels and along voxels that suits layers of at most 64 channels."""
 
@@ -71,7 +72,7 @@ def _tuned(case: Case, tilings: int) -> str:
 
     limit_tuning(tilings)
     torch.set_num_threads(1)
-    grid, points = street_points(min(case.voxels, 4000))
+    grid, points = street_points(min(case.voxels, TUNED_ON))
     kind = EncoderRun if case.layer == "encoder" else LayerRun
     try:
         with using(case.backend):

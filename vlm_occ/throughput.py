@@ -13,7 +13,7 @@ from vlm_occ.config import TrainConfig
 from vlm_occ.run_config import check_config
 from vlm_occ.run_model import initial_model, trainable
 from vlm_occ.run_scenes import Scenes, StepScenes, open_source, step_loader
-from vlm_occ.train import optimizer_step
+from vlm_occ.train import new_optimizer, optimizer_step
 from vlm_occ.training_module import TrainingModule
 from vlm_occ.types import LabelledScene
 
@@ -70,7 +70,7 @@ def measure(
         next(alone)
     accelerator = Accelerator(gradient_accumulation_steps=1)
     model = initial_model(config)
-    optimizer = torch.optim.AdamW(trainable(model, config), foreach=False)
+    optimizer = new_optimizer(trainable(model, config), config, accelerator.device)
     module, optimizer = accelerator.prepare(TrainingModule(model, config), optimizer)
     loader = Waited(step_loader(StepScenes(source, config), 0))
     start = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import resource
 import statistics
@@ -40,6 +41,7 @@ def median_milliseconds(call: Callable[[], object], device: torch.device, *, rep
 def forget_peak(device: torch.device) -> None:
     """Begin to measure `peak_gib` anew; the peak of a process cannot be forgotten."""
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 

@@ -74,11 +74,7 @@ def run_training(trainee: Trainee[M], config: TrainConfig, source: Scenes) -> M:
     groups = trainee.groups()
     if config.checkpointing:
         trainee.recompute()
-    alone = accelerator.distributed_type == DistributedType.NO
-    fused = alone and accelerator.device.type == "cuda"  # a launch for all parameters, not five for each
-    optimizer = torch.optim.AdamW(
-        groups, weight_decay=config.weight_decay, betas=(0.9, 0.98), foreach=False, fused=fused
-    )
+    optimizer = new_optimizer(groups, config, accelerator.device)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         tell_deepspeed(accelerator, config)
     module, optimizer = accelerator.prepare(trainee, optimizer)
@@ -110,6 +106,14 @@ def run_training(trainee: Trainee[M], config: TrainConfig, source: Scenes) -> M:
     log.close()
     restore_average(averaged, model)
     return trainee.finish(run_weights(run) if sharded else None, out / "final" if main else None)
+
+
+def new_optimizer(
+    groups: list[dict[str, Any]], config: TrainConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """AdamW; on a GPU it updates many weights by one kernel, as starting a kernel for each takes longer."""
+    many = None if device.type == "cuda" else False  # None: where it is of use
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, betas=(0.9, 0.98), foreach=many)
 
 
 def optimizer_step(

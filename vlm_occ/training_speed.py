@@ -20,7 +20,7 @@ from vlm_occ.models.spatial_batch import make_spatial_batch
 from vlm_occ.run_model import initial_model, trainable
 from vlm_occ.run_scenes import Scenes, StepScenes, open_source, step_loader
 from vlm_occ.timing import device_name, failure_text, failures, forget_peak, peak_gib, settle
-from vlm_occ.train import optimizer_step
+from vlm_occ.train import new_optimizer, optimizer_step
 from vlm_occ.training_module import TrainingModule
 from vlm_occ.types import LabelledScene
 
@@ -56,15 +56,20 @@ def training_config(path: str, *, workers: int | None = None, keep: str | None =
 
 
 def load_scenes(config: TrainConfig, count: int, *, source: Scenes | None = None) -> tuple[list, float]:
-    """`count` scenes as a run's loader gives them, one a forward, and scenes a second after the first."""
+    """`count` scenes as a run's loader gives them, one a forward, and scenes a second.
+
+    The rate is that after the first scene of each worker, which waited for its process to start: it takes
+    twice as many scenes as workers to be of use.
+    """
     config = replace(config, steps=count, accumulation=1, scenes_per_step=1)
     source = source if source is not None else open_source(config)
-    loader = step_loader(StepScenes(source, config), 0)
-    items = next(loader)
-    start = time.perf_counter()
-    items += [item for scenes in itertools.islice(loader, count - 1) for item in scenes]
-    rate = (count - 1) / max(time.perf_counter() - start, 1e-9)
-    return items, rate
+    first = min(max(config.data.workers, 1), count - 1)
+    items, start = [], time.perf_counter()
+    for number, scenes in enumerate(step_loader(StepScenes(source, config), 0)):
+        items += scenes
+        if number == first - 1:
+            start = time.perf_counter()
+    return items, (count - first) / max(time.perf_counter() - start, 1e-9)
 
 
 def rounds(items: Sequence[LabelledScene], size: int) -> Iterator[list[LabelledScene]]:
@@ -116,7 +121,7 @@ def measure(
     device = accelerator.device
     forget_peak(device)
     model = initial_model(config)
-    optimizer = torch.optim.AdamW(trainable(model, config), foreach=False)
+    optimizer = new_optimizer(trainable(model, config), config, device)
     plain = TrainingModule(model, config)
     module, optimizer = accelerator.prepare(plain, optimizer)
     batches = rounds(items, config.scenes_per_step)
