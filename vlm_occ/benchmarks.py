@@ -38,6 +38,8 @@ def parser() -> argparse.ArgumentParser:
     sparse.add_argument("--results", default="results/sparse_gpu.json")
     sparse.add_argument("--voxels", type=int, nargs="+", default=[20_000, 120_000])
     sparse.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64])
+    names = ("reference", "spconv", "spconv-triton")
+    sparse.add_argument("--backends", nargs="+", choices=names, default=names)
     sparse.add_argument("--repeat", type=int, default=20)
     sparse.add_argument("--tilings", type=int, default=6, help="of spconv-triton's that are tried; 0: all")
     sparse.add_argument("--processes", type=int, default=12, help="that compile them")
@@ -112,6 +114,7 @@ def _on_a_gpu(options: argparse.Namespace) -> None:
             results,
             voxels=options.voxels,
             widths=options.widths,
+            backends=options.backends,
             repeat=options.repeat,
             tilings=options.tilings,
             processes=options.processes,

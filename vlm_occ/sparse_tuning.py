@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
+
+from vlm_occ.timing import failure_text, failures
 
 if TYPE_CHECKING:
     from vlm_occ.sparse_speed import Case
@@ -51,15 +53,21 @@ def suits(tile: dict[str, int]) -> bool:
     return all(size <= (ROWS if name in along_rows else CHANNELS) for name, size in blocks.items())
 
 
-def tune(cases: Iterable[Case], tilings: int, processes: int) -> float:
-    """Compile and choose spconv-triton's tilings for `cases`, which later processes find on disk; seconds."""
+def tune(cases: Sequence[Case], tilings: int, processes: int) -> dict[str, object]:
+    """Compile and choose spconv-triton's tilings for `cases`, which this process then finds on disk.
+
+    What was tried, how many seconds it took, and what failed: the rows of these cases will tell more.
+    """
     start = time.perf_counter()
-    own = [case for case in cases if case.backend == "spconv-triton"]
-    with ProcessPoolExecutor(min(processes, len(own)), get_context("spawn")) as pool:
-        for case, failure in zip(own, pool.map(_tuned, own, [tilings] * len(own)), strict=True):
-            if failure:
-                print(f"tuning {case.layer} {case.width} {case.dtype}: {failure}", flush=True)
-    return round(time.perf_counter() - start, 1)
+    about: dict[str, object] = {"tilings": limit_tuning(tilings)}
+    failed: list[str] = []
+    try:
+        with ProcessPoolExecutor(min(processes, len(cases)), get_context("spawn")) as pool:
+            found = pool.map(_tuned, cases, [tilings] * len(cases))
+            failed = [f"{c.layer} {c.width} {c.dtype}: {f}" for c, f in zip(cases, found, strict=True) if f]
+    except failures() as error:  # a process died
+        failed.append(failure_text(error))
+    return {**about, "tuning_seconds": round(time.perf_counter() - start, 1), "tuning_failures": failed}
 
 
 def _tuned(case: Case, tilings: int) -> str:
@@ -68,7 +76,6 @@ def _tuned(case: Case, tilings: int) -> str:
 
     from vlm_occ.sparse_speed import EncoderRun, LayerRun, using
     from vlm_occ.street import street_points
-    from vlm_occ.timing import failure_text, failures
 
     limit_tuning(tilings)
     torch.set_num_threads(1)
