@@ -20,7 +20,7 @@ from vlm_occ.data.augment_spatial import (
     turn_questions,
     turn_situations,
 )
-from vlm_occ.geometry import box_corners, invert_rigid, project, rigid, rotation_z, wrap_angle
+from vlm_occ.geometry import box_corners, invert_rigid, rigid, rotation_z, wrap_angle
 from vlm_occ.types import FREE, CameraRig, Frame, LabelledScene, Scene, SceneLabels, VoxelGrid
 
 _MIRRORED = {"LEFT": "RIGHT", "RIGHT": "LEFT"}
@@ -151,14 +151,19 @@ def turn_and_scale(item: LabelledScene, yaw: float, scale: float) -> LabelledSce
 
 
 def resample(labels: SceneLabels, grid: VoxelGrid, linear: Tensor) -> SceneLabels:
-    """Voxel labels under a linear map [3, 3] of the ego frame, nearest neighbour; free and unseen outside."""
-    source = grid.centers().reshape(-1, 3) @ torch.linalg.inv(linear).T
-    index, inside = grid.index_of(source)
-    x, y, z = index.unbind(-1)
-    inside = inside.reshape(grid.shape)
+    """Voxel labels under a linear map [3, 3] of the ego frame, nearest neighbour; free and unseen outside.
+
+    The map keeps upright what is upright, so a column's voxels come from one column.
+    """
+    centers, back = grid.centers(), torch.linalg.inv(linear)
+    base = torch.cat([centers[:, :, 0, :2] @ back[:2, :2].T, centers[:, :, 0, 2:]], dim=-1)  # [X, Y, 3]
+    rise = torch.cat([centers[0, 0, :, :2], centers[0, 0, :, 2:] * back[2, 2]], dim=-1)  # [Z, 3]
+    (columns, flat), (levels, high) = grid.index_of(base), grid.index_of(rise)
+    x, y, z = columns[..., 0].flatten(), columns[..., 1].flatten(), levels[:, 2]
+    inside = flat[..., None] & high  # the heights of `base` and the places of `rise` are the grid's own
 
     def moved(values: Tensor) -> Tensor:
-        return values[x, y, z].reshape(grid.shape)
+        return values[x, y][:, z].reshape(grid.shape)
 
     free = torch.full_like(labels.semantics, FREE)
     return replace(
@@ -198,13 +203,13 @@ def jitter_calibration(
 def _recolour(frame: Frame, bits: torch.Generator) -> Frame:
     """Brightness, contrast and a little tint, GridMask at times (Talk2Occ V-A; Chen et al. 2020)."""
     draw = torch.rand(8, generator=bits)
-    images = frame.images.float() / 255
+    images = frame.images.float()
+    contrast, brightness, tint = 0.85 + 0.3 * draw[0], 0.8 + 0.4 * draw[1], 0.95 + 0.1 * draw[2:5, None, None]
     mean = images.mean(dim=(-2, -1), keepdim=True)
-    images = (images - mean) * (0.85 + 0.3 * draw[0]) + mean * (0.8 + 0.4 * draw[1])
-    images = images * (0.95 + 0.1 * draw[2:5])[:, None, None]
+    images = images.mul_(contrast * tint).add_(mean * ((brightness - contrast) * tint))
     if draw[5] < 0.2:
-        images = images * grid_mask(images.shape[-2], images.shape[-1], bits)
-    return replace(frame, images=(images.clamp(0, 1) * 255).round().to(torch.uint8))
+        images *= grid_mask(images.shape[-2], images.shape[-1], bits)
+    return replace(frame, images=images.clamp_(0, 255).round_().to(torch.uint8))
 
 
 def grid_mask(height: int, width: int, bits: torch.Generator) -> Tensor:
@@ -236,9 +241,10 @@ def shown(labels: SceneLabels, grid: VoxelGrid, rig: CameraRig) -> SceneLabels:
     """
 
     def in_image(points: Tensor) -> Tensor:  # [N, 3] to [N]
-        pixels, depth = project(points, rig.intrinsics, rig.ego_from_camera)
-        limit = pixels.new_tensor([rig.image_size[1], rig.image_size[0]])
-        return ((pixels >= 0) & (pixels < limit)).all(-1).logical_and(depth > 0).any(0)
+        matrix = rig.intrinsics @ invert_rigid(rig.ego_from_camera)[:, :3]  # [V, 3, 4]
+        u, v, depth = (matrix[:, :, :3] @ points.T + matrix[:, :, 3:]).unbind(1)  # [V, N], u and v times depth
+        height, width = rig.image_size
+        return ((u >= 0) & (u < width * depth) & (v >= 0) & (v < height * depth) & (depth > 0)).any(0)
 
     index = labels.mask_camera.nonzero()
     index = index[in_image(grid.center_of(index))]
