@@ -112,7 +112,7 @@ def assert_same_curve(one: TrainConfig, other: TrainConfig) -> None:
 def alone(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """The config of a finished run of one process with two scenes a step."""
     config = tiny_config(tiny, tmp_path_factory.mktemp("alone") / "run")
-    config = replace(config, scenes_per_step=2, ema=0.5)
+    config = replace(config, scenes_per_step=2, ema=0.5, perception_rate=2e-3)
     train(config, source=tiny_scenes(tiny))
     return config
 
