@@ -247,12 +247,14 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
         if self.known is None:
             return list(queries)
         options = [readings(self.known, self.backbone, text) for text in queries]
-        doubtful = [reading for own in options if len(own) > 1 for reading in own]
-        worth: dict[str, float] = {}
+        doubtful = [(row, reading) for row, own in enumerate(options) if len(own) > 1 for reading in own]
+        chosen, worth = [own[0].text for own in options], [0.0] * len(options)
         if doubtful and len(state.token_boxes):
-            best = self.token_scores(state, [reading.text for reading in doubtful]).amax(1).tolist()
-            worth = {r.text: r.share * score for r, score in zip(doubtful, best, strict=True)}
-        return [max(own, key=lambda reading: worth.get(reading.text, 0.0)).text for own in options]
+            best = self.token_scores(state, [reading.text for _, reading in doubtful]).amax(1).tolist()
+            for (row, reading), score in zip(doubtful, best, strict=True):
+                if reading.share * score > worth[row]:
+                    chosen[row], worth[row] = reading.text, reading.share * score
+        return chosen
 
     @torch.no_grad()
     def token_scores(self, state: SceneState, queries: Sequence[str]) -> Tensor:

@@ -31,7 +31,7 @@ def training_words() -> frozenset[str]:
     tables = (NOUNS, ADJECTIVES, PHRASES, FRAMES, ORDINALS, DETERMINERS, SITUATIONS)
     texts = [wording for table in tables for row in table["train"].values() for wording in row]
     texts += [plural(noun) for row in NOUNS["train"].values() for noun in row]
-    texts += [*NUMBERS, *(changed for _, changed in AGREEMENT), "first second third metre metres us"]
+    texts += [*NUMBERS, *(changed for _, changed in AGREEMENT), "first second third metre metres m us both"]
     words = re.findall(WORD, re.sub(r"\{\w+\}|\\b", " ", " ".join(texts)))
     return frozenset(word.lower() for word in words)
 
