@@ -15,7 +15,8 @@ from vlm_occ.eval import ablations as ablating
 from vlm_occ.eval import contest as contests
 from vlm_occ.eval import tables as tabling
 from vlm_occ.eval.contenders import Scores, refined, score
-from vlm_occ.eval.contest import Contest, ContestConfig
+from vlm_occ.eval.contest import Contest
+from vlm_occ.eval.contest_config import ContestConfig
 from vlm_occ.eval.figure6 import choose
 from vlm_occ.eval.metrics import QueryRecord
 from vlm_occ.eval.tables import GROUPS, PAPER_TABLE2, figures, format_tables, intervals, paired

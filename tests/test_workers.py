@@ -15,7 +15,8 @@ from tiny_paper import tiny_scene
 from vlm_occ.config import PerceptionConfig
 from vlm_occ.eval import contest as contests
 from vlm_occ.eval import tables as tabling
-from vlm_occ.eval.contest import Contest, ContestConfig
+from vlm_occ.eval.contest import Contest
+from vlm_occ.eval.contest_config import ContestConfig
 from vlm_occ.eval.workers import Run, claimed, planned, progress, work
 from vlm_occ.models.references import RandomReference
 from vlm_occ.train import OutOfTime

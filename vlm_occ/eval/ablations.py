@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vlm_occ.eval.contest import Contest, ContestConfig, contest_config
+from vlm_occ.eval.contest import Contest
+from vlm_occ.eval.contest_config import ContestConfig, contest_config
 from vlm_occ.eval.metrics import QueryRecord, bootstrap_intervals, paired_difference
 from vlm_occ.eval.report import circumstances, write_json
 from vlm_occ.eval.tables import numbered

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vlm_occ.eval.contest import CONTENDING, Contest, ContestConfig, contest_config
+from vlm_occ.eval.contest import Contest
+from vlm_occ.eval.contest_config import CONTENDING, ContestConfig, contest_config
 from vlm_occ.eval.cost import costs
 from vlm_occ.eval.evaluate import record, true_voxels
 from vlm_occ.eval.figure6 import draw_figure6

@@ -23,7 +23,8 @@ from pathlib import Path
 import torch
 
 from vlm_occ.encoders.inputs import prepare_scene
-from vlm_occ.eval.contest import Contest, ContestConfig, contest_config
+from vlm_occ.eval.contest import Contest
+from vlm_occ.eval.contest_config import ContestConfig, contest_config
 from vlm_occ.eval.evaluate import Scenes
 from vlm_occ.eval.tables import TABLE3, TABLE4, keep_references
 from vlm_occ.models.kept_features import KeptDepth, KeptFeatures
