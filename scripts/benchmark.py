@@ -1,4 +1,4 @@
-"""Benchmarks; `tables` and `ablations` take fields of `vlm_occ.eval.contest_config.ContestConfig` (--steps 1000)."""
+"""Benchmarks; `tables` and `ablations` take fields of `ContestConfig` (--steps 1000)."""
 
 import sys
 
