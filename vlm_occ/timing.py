@@ -8,6 +8,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -47,9 +48,16 @@ def forget_peak(device: torch.device) -> None:
 
 
 def peak_gib(device: torch.device) -> float:
-    """Most memory in GiB since `forget_peak`: of tensors on a GPU, else of the process since its start."""
+    """Most memory in GiB since `forget_peak`: of tensors on a GPU, else of the process since its start.
+
+    On Linux of the program itself: `ru_maxrss` also holds what the process that started it had.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

@@ -242,9 +242,8 @@ def shown(labels: SceneLabels, grid: VoxelGrid, rig: CameraRig) -> SceneLabels:
 
     def in_image(points: Tensor) -> Tensor:  # [N, 3] to [N]
         matrix = rig.intrinsics @ invert_rigid(rig.ego_from_camera)[:, :3]  # [V, 3, 4]
-        u, v, depth = (matrix[:, :, :3] @ points.T + matrix[:, :, 3:]).unbind(
-            1
-        )  # [V, N], u and v times depth
+        scaled = matrix[:, :, :3] @ points.T + matrix[:, :, 3:]  # [V, 3, N]
+        u, v, depth = scaled.unbind(1)  # [V, N], u and v times depth
         height, width = rig.image_size
         return ((u >= 0) & (u < width * depth) & (v >= 0) & (v < height * depth) & (depth > 0)).any(0)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from vlm_occ.data.scenes import load_scene
 from vlm_occ.eval.contest import Contest
 from vlm_occ.eval.report import write_json
 from vlm_occ.models.load import load_model
+from vlm_occ.timing import peak_gib
 
 SENTENCE = "the truck in front of us on the left"
 REPEAT = 3
@@ -62,21 +62,9 @@ def measure(name: str, scene_name: str) -> None:
         "trained_parameters": saved_parameters(trained.parent),
         "encode_s": round(statistics.median(encode), 4),
         "query_s": round(statistics.median(query), 4),
-        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else peak_gib(), 3),
+        "peak_gib": round(peak_gib(torch.device(device)), 3),
     }
     print(json.dumps(values))
-
-
-def peak_gib() -> float:
-    """The most memory of this process so far.
-
-    On Linux of the program itself: `ru_maxrss` also holds what the process that started it had.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def saved_parameters(folder: Path) -> int:

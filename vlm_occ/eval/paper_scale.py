@@ -12,10 +12,10 @@ import torch
 
 from vlm_occ.config import read_yaml
 from vlm_occ.data.keyframe_labels import load_labelled_keyframe
-from vlm_occ.eval.cost import peak_gib
 from vlm_occ.eval.report import commit_of_tree, real_data, write_json
 from vlm_occ.models.groundingocc import build_system
 from vlm_occ.paper_train import PaperTrainConfig, PaperTraining
+from vlm_occ.timing import peak_gib
 
 
 def paper_scale_command(
@@ -40,7 +40,7 @@ def paper_scale_command(
     if run.checkpointing:
         training.recompute()
     optimizer = torch.optim.AdamW(training.groups(), weight_decay=run.weight_decay)
-    built = peak_gib()
+    built = peak_gib(torch.device("cpu"))
     start = time.perf_counter()
     total, terms = training([item])
     forward = time.perf_counter() - start
@@ -57,7 +57,7 @@ def paper_scale_command(
         "images": len(item.scene.rig.names) * len(item.scene.frames[-system.frames :]),
         "forward_s": round(forward, 1),
         "backward_s": round(backward, 1),
-        "peak_gib": round(peak_gib(), 2),
+        "peak_gib": round(peak_gib(torch.device("cpu")), 2),
         "cpu_s_of_the_process": round(time.process_time(), 1),
         "peak_gib_before_the_step": round(built, 2),
         "total_loss": total.item(),

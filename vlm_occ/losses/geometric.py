@@ -24,7 +24,7 @@ from vlm_occ.losses.occupancy import (
 )
 from vlm_occ.raycast import cell_rig, render_depth
 from vlm_occ.types import FREE, VoxelGrid
-from vlm_occ.voxels import ravel, voxel_indices_in_box
+from vlm_occ.voxels import ravel, voxels_in_boxes
 
 PAPER_WEIGHTS = {
     **IMAGE_GROUNDING_WEIGHTS,  # lambda 1 to 4
@@ -53,11 +53,12 @@ def referred_voxels(
 ) -> Tensor:
     """Voxels of the boxes (rows of `boxes` [M, 7]) that each of N sentences means: bool [N, X * Y * Z].
 
-    Boxes are cut into voxels on the CPU, each once: a GPU would be asked for their extents one by one.
+    Each box is cut into voxels once, all together.
     """
-    here, inside = boxes.cpu(), {}
-    for row in sorted({row for rows in targets for row in rows}):
-        inside[row] = ravel(voxel_indices_in_box(here[row], grid), grid.shape)
+    used = sorted({row for rows in targets for row in rows})
+    owner, index = voxels_in_boxes(boxes[used], grid)
+    counts = owner.bincount(minlength=len(used)).tolist()
+    inside = dict(zip(used, ravel(index, grid.shape).split(counts), strict=True)) if used else {}
     size = math.prod(grid.shape)
     parts = [inside[row] + n * size for n, rows in enumerate(targets) for row in rows]
     found = torch.zeros(len(targets) * size, dtype=torch.bool, device=device)

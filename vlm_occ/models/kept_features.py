@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,17 +58,14 @@ class KeptFeatures:
         )
 
     def _scene(self, inputs: SceneInputs, name: str) -> TrunkFeatures:
-        path = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.safetensors"
-        device = inputs.intrinsics.device
+        path, device = scene_file(self.folder, name), inputs.intrinsics.device
         try:
             return from_tensors({key: value.to(device) for key, value in load_file(path).items()})
         except (OSError, SafetensorError, KeyError):  # none yet, or damaged: look again
             pass
         with torch.no_grad():
             seen = halved(self.sensors.observe(inputs), self.sensors.config.query_shape)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        save_file({key: value.cpu().contiguous() for key, value in to_tensors(seen).items()}, temporary)
-        os.replace(temporary, path)
+        write_tensors(to_tensors(seen), path)
         return seen
 
 
@@ -87,16 +84,26 @@ class KeptDepth:
         """The depth [V, h, w] of the scene `name`, as `make` gives it where it is not kept."""
         found = self.seen.get(name)
         if found is None:
-            path = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.safetensors"
+            path = scene_file(self.folder, name)
             try:
                 found = load_file(path)["depth"]
             except (OSError, SafetensorError, KeyError):
-                found = make().cpu().contiguous()
-                temporary = path.with_name(f".{path.name}.{os.getpid()}")
-                save_file({"depth": found}, temporary)
-                os.replace(temporary, path)
+                found = make()
+                write_tensors({"depth": found}, path)
             self.seen[name] = found = found.to(device)
         return found
+
+
+def scene_file(folder: Path, name: str) -> Path:
+    """Where a folder keeps what is known of the scene `name`."""
+    return folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.safetensors"
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors under a name of this process's own, then rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, temporary)
+    os.replace(temporary, path)
 
 
 def halved(seen: TrunkFeatures, shape: tuple[int, int, int]) -> TrunkFeatures:
