@@ -12,13 +12,11 @@ from vlm_occ.losses.box import box_l1, draw_heatmap, generalized_iou
 from vlm_occ.losses.language import next_token_cross_entropy
 from vlm_occ.losses.matching import inside_footprint, match_boxes
 from vlm_occ.losses.occupancy import (
+    affinities_of_sentences,
     dice,
-    geometric_affinity,
     heatmap_focal,
     lovasz_gradient,
-    lovasz_softmax,
-    scene_class_affinity,
-    semantic_affinity,
+    lovasz_of_sentences,
     sigmoid_focal,
 )
 from vlm_occ.types import VoxelGrid
@@ -73,7 +71,7 @@ def test_lovasz_of_hard_errors_is_the_jaccard_loss():
         assert value == pytest.approx(1 - ((target * predicted).sum() / union).item(), abs=1e-6)
 
 
-def test_lovasz_softmax_agrees_with_brute_force_over_thresholds():
+def test_lovasz_agrees_with_brute_force_over_thresholds():
     # The Lovasz extension is the integral over thresholds of the set function of {errors >= threshold}.
     probabilities = randn(40, 3).softmax(-1)
     labels = torch.randint(0, 3, (40,), generator=torch.Generator().manual_seed(3))
@@ -87,36 +85,25 @@ def test_lovasz_softmax_agrees_with_brute_force_over_thresholds():
             missed, added = (mistaken & (target == 1)).sum(), (mistaken & (target == 0)).sum()
             jaccard = 1 - (target.sum() - missed) / (target.sum() + added)
             total += (high - low) * jaccard.item()
-    result = lovasz_softmax(probabilities, labels)
-    assert result.count == 3
-    assert result.total.item() == pytest.approx(total, abs=1e-4)
-    ignored = lovasz_softmax(probabilities, labels, ignore=2)
+    every = torch.ones(1, 40, dtype=torch.bool)
+    result = lovasz_of_sentences(probabilities[None], labels[None], every)
+    assert result.item() == pytest.approx(total / 3, abs=1e-4)
     kept = labels != 2
-    torch.testing.assert_close(ignored.total, lovasz_softmax(probabilities[kept], labels[kept]).total)
+    some = lovasz_of_sentences(probabilities[None], labels[None], kept[None])
+    torch.testing.assert_close(
+        some, lovasz_of_sentences(probabilities[None, kept], labels[None, kept], every[:, kept])
+    )
 
 
-def test_scene_class_affinity_is_precision_recall_and_specificity():
-    probability = torch.rand(100, generator=torch.Generator().manual_seed(4))
-    target = (randn(100, seed=5) > 0).float()
-    precision = (probability * target).sum() / probability.sum()
-    recall = (probability * target).sum() / target.sum()
-    specificity = ((1 - probability) * (1 - target)).sum() / (1 - target).sum()
-    ones = torch.ones(3)
-    expected = functional.binary_cross_entropy(torch.stack([precision, recall, specificity]), ones)
-    torch.testing.assert_close(scene_class_affinity(probability, target), expected * 3)
-
-
-def test_affinities_ignore_255_and_sum_over_present_classes():
-    probabilities = randn(60, 4, seed=6).softmax(-1)
-    labels = torch.randint(0, 3, (60,), generator=torch.Generator().manual_seed(7))
-    labels[:10] = 255
-    kept = labels != 255
-    geometric = geometric_affinity(probabilities, labels, free=0)
-    expected = scene_class_affinity(1 - probabilities[kept, 0], (labels[kept] != 0).float())
-    torch.testing.assert_close(geometric, expected)
-    semantic = semantic_affinity(probabilities, labels)
-    parts = [scene_class_affinity(probabilities[kept, c], (labels[kept] == c).float()) for c in range(3)]
-    torch.testing.assert_close(semantic.total, torch.stack(parts).sum())
+def test_affinities_are_precision_recall_and_specificity():
+    probability = torch.rand(2, 100, 3, generator=torch.Generator().manual_seed(4))
+    target = (randn(2, 100, 3, seed=5) > 0).float()
+    values = affinities_of_sentences(probability, target)
+    for n, c in itertools.product(range(2), range(3)):
+        p, t = probability[n, :, c], target[n, :, c]
+        shares = (p @ t / p.sum(), p @ t / t.sum(), (1 - p) @ (1 - t) / (1 - t).sum())
+        expected = functional.binary_cross_entropy(torch.stack(shares), torch.ones(3), reduction="sum")
+        torch.testing.assert_close(values[n, c], expected)
 
 
 def test_generalized_iou_agrees_with_polygons():

@@ -72,6 +72,7 @@ def build_parser() -> Parser:
 
     evaluate = commands.add_parser("eval", help="metrics of a model on a data set")
     evaluate.add_argument("--model", required=True, help="nano, a checkpoint folder or a Hub id")
+    _add_device(evaluate)
     evaluate.add_argument("--data", required=True, help="folder of `vlm-occ data talk2occ`, or sim")
     evaluate.add_argument("--split", choices=("train", "calibration", "val", "test"), default="val")
     evaluate.add_argument("--scenes", type=int, default=200, help="simulated scenes")
@@ -95,6 +96,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default="nano", help="nano (default), groundingocc-nano, a checkpoint folder or a Hub id"
     )
+    _add_device(parser)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    """Where a model runs."""
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: cuda where there is one")
 
 
@@ -195,11 +201,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> None:
         case "eval" if arguments.spatial:
             commands.evaluate_spatial(arguments)
         case "eval":
-            from vlm_occ.eval.report import evaluate_command
-
-            evaluate_command(
-                arguments.model, arguments.data, arguments.split, arguments.out, scenes=arguments.scenes
-            )
+            commands.evaluate(arguments)
         case "doctor":
             from vlm_occ.doctor import examine, format_report
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
+    import torch
+
     from vlm_occ.chat import Chat
     from vlm_occ.models.adapter import VLMOcc
     from vlm_occ.models.baselines import Baseline
@@ -180,6 +182,20 @@ def data(arguments: argparse.Namespace) -> None:
         )
 
 
+def evaluate(arguments: argparse.Namespace) -> None:
+    """`vlm-occ eval`."""
+    from vlm_occ.eval.report import evaluate_command
+
+    evaluate_command(
+        arguments.model,
+        arguments.data,
+        arguments.split,
+        arguments.out,
+        scenes=arguments.scenes,
+        device=_device(arguments),
+    )
+
+
 def evaluate_spatial(arguments: argparse.Namespace) -> None:
     """`vlm-occ eval --spatial`."""
     if arguments.data != "sim":
@@ -198,6 +214,7 @@ def evaluate_spatial(arguments: argparse.Namespace) -> None:
         ablation_scenes=arguments.ablation_scenes,
         folder=arguments.keep,
         questions=not arguments.no_questions,
+        device=_device(arguments),
     )
     print(format_spatial(result))
 
@@ -218,20 +235,27 @@ def _load_scene(arguments: argparse.Namespace) -> Scene:
 
 def _load_model(arguments: argparse.Namespace) -> VLMOcc | Baseline:
     """The model of the command line on its device; says where its heads are untrained."""
-    import torch
-
     from vlm_occ.models.load import load_model
 
-    available = torch.cuda.is_available()
-    device = arguments.device or ("cuda" if available else "cpu")
-    if device.startswith("cuda") and not available:
-        raise ValueError(f"--device {device}, but torch finds no CUDA device; use --device cpu")
+    device = _device(arguments)
     print(f"vlm-occ: loading {arguments.model} on {device}", file=sys.stderr)
     model = load_model(arguments.model, device=device)
     if not model.config.trained:
         words = f"the heads of {arguments.model} are untrained: its answers mean nothing before training"
         print(f"vlm-occ: warning: {words}", file=sys.stderr)
     return model
+
+
+def _device(arguments: argparse.Namespace) -> torch.device:
+    """The device of the command line."""
+    import torch
+
+    from vlm_occ.timing import default_device
+
+    device = default_device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {device}, but torch finds no CUDA device; use --device cpu")
+    return device
 
 
 def _check_folder(folder: Path) -> None:

@@ -13,8 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from vlm_occ.config import DataConfig, ModelConfig, PerceptionConfig, TrainConfig
 from vlm_occ.data.dataset import Talk2OccDataset
 from vlm_occ.data.store import SimulatedScenes
@@ -29,6 +27,7 @@ from vlm_occ.models.groundingocc_config import GroundingOccConfig, baseline, tab
 from vlm_occ.models.load import load_model
 from vlm_occ.paper_train import PaperTrainConfig, train_paper
 from vlm_occ.run_scenes import with_one_target
+from vlm_occ.timing import default_device
 from vlm_occ.train import train
 from vlm_occ.types import LabelledScene
 
@@ -117,7 +116,7 @@ class Contest:
                 self._train_vlm(folder, own, seed, steps)
             else:
                 self._train_paper(folder, self.paper_systems()[name], seed, steps)
-        return load_model(str(folder / "final"), device="cuda" if torch.cuda.is_available() else "cpu")
+        return load_model(str(folder / "final"), device=default_device())
 
     def own_systems(self) -> dict[str, ModelConfig]:
         """VLM-Occ, and VLM-Occ without one of its parts each, by name."""

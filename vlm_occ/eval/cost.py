@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +15,7 @@ from vlm_occ.data.scenes import load_scene
 from vlm_occ.eval.contest import Contest
 from vlm_occ.eval.report import write_json
 from vlm_occ.models.load import load_model
-from vlm_occ.timing import peak_gib
+from vlm_occ.timing import default_device, median_milliseconds, peak_gib
 
 SENTENCE = "the truck in front of us on the left"
 REPEAT = 3
@@ -50,19 +49,16 @@ _MEASURE = "import sys; from vlm_occ.eval.cost import measure; measure(sys.argv[
 
 def measure(name: str, scene_name: str) -> None:
     """Print the cost of a model on a scene as one line of JSON: medians after a warm-up."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     model, scene = cast(Any, load_model(name, device=device)), load_scene(scene_name)
     state = model.encode(scene)
-    model.ground(state, SENTENCE, refine=True)
-    encode = [_seconds(lambda: model.encode(scene)) for _ in range(REPEAT)]
-    query = [_seconds(lambda: model.ground(state, SENTENCE, refine=True)) for _ in range(REPEAT)]
     trained = Path(name) / "config.json"
     values = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "trained_parameters": saved_parameters(trained.parent),
-        "encode_s": round(statistics.median(encode), 4),
-        "query_s": round(statistics.median(query), 4),
-        "peak_gib": round(peak_gib(torch.device(device)), 3),
+        "encode_s": _seconds(lambda: model.encode(scene), device),
+        "query_s": _seconds(lambda: model.ground(state, SENTENCE, refine=True), device),
+        "peak_gib": round(peak_gib(device), 3),
     }
     print(json.dumps(values))
 
@@ -74,9 +70,5 @@ def saved_parameters(folder: Path) -> int:
     return sum(value.numel() for value in read_shards(folder).values())
 
 
-def _seconds(call: Any) -> float:
-    start = time.perf_counter()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    return round(median_milliseconds(call, device, repeat=REPEAT) / 1000, 4)

@@ -24,6 +24,7 @@ from vlm_occ.eval.evaluate import (
 from vlm_occ.eval.metrics import occupancy_iou, summarise
 from vlm_occ.geometry import box_iou_3d
 from vlm_occ.models.adapter import VLMOcc
+from vlm_occ.timing import default_device
 
 
 def protocol(model: VLMOcc, name: str, scenes: Scenes, split: str, data: str) -> dict[str, object]:
@@ -103,6 +104,7 @@ def evaluate_command(
     scenes: int = 200,
     queries: int = 6,
     sensor_scenes: int = 60,
+    device: torch.device | None = None,
 ) -> dict[str, object]:
     """`vlm-occ eval`: every figure of a model, written to `out`; the result is returned.
 
@@ -110,7 +112,7 @@ def evaluate_command(
     sentences of the training words and as many of the held-out ones; the figures with one kind of sensor and
     the recall of the voxel tokens use the first `sensor_scenes` of them.
     """
-    vlm = VLMOcc.from_pretrained(model)
+    vlm = VLMOcc.from_pretrained(model, device=device or default_device())
     source = open_split(data, split, scenes, queries)
     outcomes = evaluate_scenes(vlm, source)
     result = summary([o for o in outcomes if o.plain.lexicon == "train"])

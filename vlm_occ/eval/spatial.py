@@ -75,10 +75,10 @@ def evaluate_spatial_scene(model: VLMOcc, item: LabelledScene, *, answers: bool 
             name,
             s.kind,
             s.lexicon,
-            place.position,
-            place.position_std,
+            place.position.cpu(),
+            place.position_std.cpu(),
             place.yaw,
-            place.yaw_probabilities,
+            place.yaw_probabilities.cpu(),
             torch.tensor(s.position),
             s.yaw,
         )

@@ -19,6 +19,7 @@ from vlm_occ.eval.spatial_figures import (
     uncertainty_figures,
 )
 from vlm_occ.models.adapter import VLMOcc
+from vlm_occ.timing import default_device
 from vlm_occ.types import SituationQuery
 
 SENTENCES = 8
@@ -53,6 +54,7 @@ def spatial_command(
     ablation_scenes: int | None = None,
     folder: str | None = None,
     questions: bool = True,
+    device: torch.device | None = None,
 ) -> dict[str, object]:
     """Figures of a model on simulated drives, written to `out`; `ablation` names other models by their step.
 
@@ -60,7 +62,7 @@ def spatial_command(
     `folder` keeps the scenes between runs; without `questions`, which take most of the time, none is asked.
     ValueError where a model has no spatial heads.
     """
-    vlm = load_spatial(model)
+    vlm = load_spatial(model, device=device)
     source = open_spatial(split, scenes, vlm, folder=folder)
     records, bounds = evaluate_source(vlm, source, answers=questions)
     result = spatial_figures(records)
@@ -70,7 +72,7 @@ def spatial_command(
     steps: dict[str, object] = {}
     some = min(ablation_scenes or len(source), len(source))
     for name, path in (ablation or {}).items():
-        found, _ = evaluate_source(load_spatial(path), source, answers=questions, limit=some)
+        found, _ = evaluate_source(load_spatial(path, device=device), source, answers=questions, limit=some)
         steps[name] = {"model": path, **spatial_figures(found)}
     result["ablation"] = steps
     result["published"] = PUBLISHED
@@ -92,9 +94,9 @@ def spatial_command(
     return result
 
 
-def load_spatial(name: str) -> VLMOcc:
+def load_spatial(name: str, *, device: torch.device | None = None) -> VLMOcc:
     """A model with spatial heads."""
-    vlm = VLMOcc.from_pretrained(name)
+    vlm = VLMOcc.from_pretrained(name, device=device or default_device())
     if vlm.config.spatial is None:
         raise ValueError(f"model {name!r} has no spatial heads; train one with configs/loc3r_sim.yaml")
     return vlm

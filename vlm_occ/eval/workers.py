@@ -30,6 +30,7 @@ from vlm_occ.eval.tables import TABLE3, TABLE4, keep_references
 from vlm_occ.models.kept_features import KeptDepth, KeptFeatures
 from vlm_occ.models.paper_terms import true_depth
 from vlm_occ.paper_train import PaperTrainConfig, initial_system, train_paper
+from vlm_occ.timing import default_device
 from vlm_occ.train import OutOfTime
 from vlm_occ.types import LabelledScene
 
@@ -152,7 +153,7 @@ def prepare(contest: Contest, worker: int, workers: int) -> None:
 
 def _keepers(contest: Contest) -> list[tuple[KeptFeatures, KeptDepth, torch.nn.Module]]:
     """One for each set of sensors and frames."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     folder, keepers = str(contest.features()), []
     for name in ("L-baseline", "C-baseline", "M-baseline", "GroundingOcc"):
         config = contest.paper_systems()[name]

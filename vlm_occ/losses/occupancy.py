@@ -59,25 +59,8 @@ def lovasz_gradient(sorted_targets: Tensor) -> Tensor:
     return torch.cat([jaccard[..., :1], jaccard[..., 1:] - jaccard[..., :-1]], dim=-1)
 
 
-def lovasz_softmax(probabilities: Tensor, labels: Tensor, *, ignore: int | None = None) -> Term:
-    """Lovasz-softmax (Berman et al. 2018) over probabilities [M, C] and labels [M]; a count of present
-    classes.
-    """
-    if ignore is not None:
-        keep = labels != ignore
-        probabilities, labels = probabilities[keep], labels[keep]
-    losses = []
-    for index in labels.unique().tolist():
-        target = (labels == index).to(probabilities.dtype)
-        errors, order = (target - probabilities[:, index]).abs().sort(descending=True)
-        losses.append(errors @ lovasz_gradient(target[order]))
-    if not losses:
-        return Term(probabilities.sum() * 0, torch.tensor(0.0, device=probabilities.device))
-    return term(torch.stack(losses))
-
-
 def lovasz_of_sentences(probabilities: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
-    """What `lovasz_softmax` gives for each of N sentences, as a mean over its present classes: [N].
+    """Lovasz-softmax (Berman et al. 2018) of each of N sentences, the mean over its present classes: [N].
 
     `probabilities` [N, M, C], `labels` long [N, M]; only voxels that are to `keep`, bool [N, M], count. All
     sentences run at once: on a GPU a launch a sentence costs more than the work.
@@ -96,7 +79,10 @@ def lovasz_of_sentences(probabilities: Tensor, labels: Tensor, keep: Tensor) -> 
 
 
 def affinities_of_sentences(probabilities: Tensor, target: Tensor) -> Tensor:
-    """What `scene_class_affinity` gives each sentence and class: probability, target [N, M, C] to [N, C]."""
+    """Precision, recall and specificity of each sentence and class as a loss (MonoScene, eq. 2-5): [N, C].
+
+    `probabilities` and `target` (0 or 1) [N, M, C]. A share of nothing costs nothing.
+    """
     overlap, count = (probabilities * target).sum(1), target.sum(1)  # [N, C]
     total = torch.zeros_like(overlap)
     for numerator, denominator in (
@@ -107,39 +93,3 @@ def affinities_of_sentences(probabilities: Tensor, target: Tensor) -> Tensor:
         ratio = (numerator / denominator.clamp(min=1e-6)).clamp(1e-6, 1 - 1e-6)
         total = total + torch.where(denominator.detach() > 0, -ratio.log(), 0.0)
     return total
-
-
-def scene_class_affinity(probability: Tensor, target: Tensor) -> Tensor:
-    """Precision, recall and specificity of one class as a loss (MonoScene, eq. 2-5): probability, target
-    [M].
-    """
-    overlap = (probability * target).sum()
-    terms = []
-    for numerator, denominator in (
-        (overlap, probability.sum()),
-        (overlap, target.sum()),
-        (((1 - probability) * (1 - target)).sum(), (1 - target).sum()),
-    ):
-        if denominator.detach() > 0:
-            ratio = (numerator / denominator.clamp(min=1e-6)).clamp(1e-6, 1 - 1e-6)
-            terms.append(-ratio.log())
-    return torch.stack(terms).sum()
-
-
-def geometric_affinity(probabilities: Tensor, labels: Tensor, *, free: int, ignore: int = 255) -> Tensor:
-    """MonoScene's geometric scene-class affinity: the affinity loss of 'not free'; [M, C], labels [M]."""
-    keep = labels != ignore
-    return scene_class_affinity(1 - probabilities[keep, free], (labels[keep] != free).to(probabilities.dtype))
-
-
-def semantic_affinity(probabilities: Tensor, labels: Tensor, *, ignore: int = 255) -> Term:
-    """MonoScene's semantic scene-class affinity, summed over the classes present; [M, C], labels [M]."""
-    keep = labels != ignore
-    probabilities, labels = probabilities[keep], labels[keep]
-    present = labels.unique().tolist()
-    values = [
-        scene_class_affinity(probabilities[:, c], (labels == c).to(probabilities.dtype)) for c in present
-    ]
-    if not values:
-        return Term(probabilities.sum() * 0, torch.tensor(0.0, device=probabilities.device))
-    return term(torch.stack(values))
