@@ -184,9 +184,9 @@ def data(arguments: argparse.Namespace) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """`vlm-occ eval`."""
-    from vlm_occ.eval.report import evaluate_command
+    from vlm_occ.eval.report import evaluate_command, format_evaluation
 
-    evaluate_command(
+    result = evaluate_command(
         arguments.model,
         arguments.data,
         arguments.split,
@@ -194,6 +194,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
         scenes=arguments.scenes,
         device=_device(arguments),
     )
+    print(format_evaluation(result))
+    print(f"vlm-occ: all figures are in {arguments.out}", file=sys.stderr)
 
 
 def evaluate_spatial(arguments: argparse.Namespace) -> None:

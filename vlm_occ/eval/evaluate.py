@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
@@ -40,6 +41,14 @@ class Outcome:
     refined: QueryRecord
     perfect_pointer: QueryRecord  # the true objects' tokens, the model's masks
     perfect_masks: QueryRecord  # the model's tokens, the true masks of the objects that they stand for
+
+
+class Keep(Protocol):
+    """Remembers the outcomes of scenes by what was seen of them; `eval.kept_outcomes` has one."""
+
+    def __call__(
+        self, sensors: str, item: LabelledScene, make: Callable[[], list[Outcome]], /
+    ) -> list[Outcome]: ...
 
 
 def true_voxels(item: LabelledScene, targets: Sequence[int]) -> Tensor:
@@ -120,14 +129,21 @@ def _true_masks(
 
 
 def evaluate_scenes(
-    model: VLMOcc, scenes: Scenes, *, sensors: Sensors = "all", limit: int | None = None
+    model: VLMOcc,
+    scenes: Scenes,
+    *,
+    sensors: Sensors = "all",
+    limit: int | None = None,
+    keep: Keep | None = None,
 ) -> list[Outcome]:
-    """Outcomes of every query of every scene, with a progress bar on stderr."""
+    """Outcomes of every query of every scene, with a progress bar on stderr; `keep` remembers them."""
     from tqdm import tqdm
 
     outcomes = []
     for index in tqdm(range(min(len(scenes), limit or len(scenes))), unit="scene", desc=sensors):
-        outcomes += evaluate_scene(model, scenes[index], sensors=sensors)
+        item = scenes[index]
+        make = partial(evaluate_scene, model, item, sensors=sensors)
+        outcomes += make() if keep is None else keep(sensors, item, make)
     return outcomes
 
 

@@ -8,7 +8,9 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,9 +23,11 @@ from vlm_occ.eval.evaluate import (
     token_recall,
     true_voxels,
 )
+from vlm_occ.eval.kept_outcomes import KeptOutcomes, files_digest
 from vlm_occ.eval.metrics import occupancy_iou, summarise
 from vlm_occ.geometry import box_iou_3d
 from vlm_occ.models.adapter import VLMOcc
+from vlm_occ.models.checkpoint import find_checkpoint
 from vlm_occ.timing import default_device
 
 
@@ -110,11 +114,16 @@ def evaluate_command(
 
     `data` is "sim" or a folder of `vlm-occ data talk2occ`. Simulated: `scenes` scenes, each with `queries`
     sentences of the training words and as many of the held-out ones; the figures with one kind of sensor and
-    the recall of the voxel tokens use the first `sensor_scenes` of them.
+    the recall of the voxel tokens use the first `sensor_scenes` of them. What a killed run has done is kept
+    beside `out`, and the same command goes on from there.
     """
+    out = Path(out)
+    folder = find_checkpoint(model)
+    about = [files_digest(folder) if folder else model, commit_of_tree()]
+    keep = KeptOutcomes(out.with_name(f".{out.name}.scenes.jsonl"), repr(about))
     vlm = VLMOcc.from_pretrained(model, device=device or default_device())
     source = open_split(data, split, scenes, queries)
-    outcomes = evaluate_scenes(vlm, source)
+    outcomes = evaluate_scenes(vlm, source, keep=keep)
     result = summary([o for o in outcomes if o.plain.lexicon == "train"])
     held_out = [o.plain for o in outcomes if o.plain.lexicon == "heldout"]
     if held_out:
@@ -122,14 +131,50 @@ def evaluate_command(
         result["heldout_words"] = words["overall"]
         result["heldout_no_target"] = words["no_target"]
     for sensors in ("lidar", "cameras"):
-        some = evaluate_scenes(vlm, source, sensors=sensors, limit=sensor_scenes)
+        some = evaluate_scenes(vlm, source, sensors=sensors, limit=sensor_scenes, keep=keep)
         part = summarise([o.plain for o in some if o.plain.lexicon == "train"])
         result[f"{sensors}_only"] = {key: part[key] for key in ("overall", "macro_acc25", "no_target")}
     result["token_recall"] = token_recall(vlm, source, limit=sensor_scenes)
     result["real_keyframe"] = evaluate_keyframe(vlm)
     result["protocol"] = protocol(vlm, model, source, split, data)
-    write_json(result, Path(out))
+    write_json(result, out)
+    keep.forget()
     return result
+
+
+def format_evaluation(result: Mapping[str, Any]) -> str:
+    """The figures of `evaluate_command` as a table."""
+    rows = {name: result[name] for name in ("overall", "unique", "multiple")}
+    rows["held-out words"] = result.get("heldout_words")
+    rows["cut to the box (--refine)"] = result["refined"]["overall"]
+    for name in ("perfect_pointer", "perfect_masks"):
+        rows[f"with {name.replace('_', ' ')}"] = result["ceilings"][name]["overall"]
+    for name in ("lidar_only", "cameras_only"):
+        rows[name.replace("_", " ")] = result[name]["overall"]
+    lines = [f"{'sentences':28s}{'n':>6s}  {'Acc@0.25, %':>21s}  {'Acc@0.5, %':>21s}  mIoU, %"]
+    lines += [_line(name, row) for name, row in rows.items() if row and row["n"]]
+    if result["macro_acc25"] is not None:
+        lines.append(f"{'mean over classes':34s}  {100 * result['macro_acc25']:5.1f}")
+    none = result["no_target"]
+    if none["n"] and none["false_rejected"] is not None:
+        lines.append(
+            f"sentences that mean nothing: {100 * none['rejected']:.1f} % of {none['n']} rejected, "
+            f"{100 * none['false_rejected']:.1f} % of the others rejected too"
+        )
+    frame = result["real_keyframe"]
+    if not isinstance(frame, str):
+        lines.append(
+            f"real keyframe: {frame['both_iou_above_half']} of {frame['n']} with both IoUs above 0.5"
+        )
+    return "\n".join(lines)
+
+
+def _line(name: str, row: Mapping[str, Any]) -> str:
+    cells = []
+    for metric in ("acc25", "acc50"):
+        low, high = (100 * value for value in row[f"{metric}_interval"])
+        cells.append(f"{100 * row[metric]:5.1f} [{low:5.1f}, {high:5.1f}]")
+    return f"{name:28s}{row['n']:6d}  {cells[0]:>21s}  {cells[1]:>21s}  {100 * row['miou']:5.1f}"
 
 
 def real_data() -> Path:

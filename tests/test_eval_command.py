@@ -1,0 +1,106 @@
+"""`vlm-occ eval`: the fields that others read, the table that it prints, and a run that was killed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import save_tiny_llava
+from tiny_spatial import scene_of_grid, tiny
+
+from vlm_occ.cli import main
+from vlm_occ.eval import evaluate, report
+from vlm_occ.eval.kept_outcomes import KeptOutcomes
+from vlm_occ.types import GroundingQuery, LabelledScene
+from vlm_occ.voxels import voxels_in_box
+
+
+def scenes(count: int) -> list[LabelledScene]:
+    """Scenes whose first object is made of voxels, with three sentences each."""
+    item = scene_of_grid()
+    semantics = item.labels.semantics.clone()
+    semantics[voxels_in_box(item.labels.boxes[0], item.scene.grid)] = 4
+    queries = (
+        GroundingQuery("the car", (0,), True),
+        GroundingQuery("the auto", (0,), True, lexicon="heldout"),
+        GroundingQuery("the unicorn", (), False),
+    )
+    item = replace(item, labels=replace(item.labels, semantics=semantics), queries=queries)
+    return [replace(item, scene=replace(item.scene, name=f"scene-{n}")) for n in range(count)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("eval")
+    tiny(save_tiny_llava(folder / "base"), spatial=None).save_pretrained(folder / "model")
+    return str(folder / "model")
+
+
+def test_a_killed_evaluation_goes_on_and_writes_what_an_unbroken_one_writes(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "open_split", lambda *_: scenes(3))
+    monkeypatch.setenv("VLM_OCC_REAL_DATA", str(tmp_path / "none"))
+    seen, real = list[str](), evaluate.evaluate_scene
+
+    def counted(vlm: object, item: LabelledScene, *, sensors: evaluate.Sensors = "all") -> object:
+        seen.append(f"{sensors} {item.scene.name}")
+        if len(seen) == 3:
+            raise RuntimeError("killed")
+        return real(vlm, item, sensors=sensors)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(evaluate, "evaluate_scene", counted)
+    out = tmp_path / "results" / "eval.json"
+    command = ["eval", "--model", model, "--data", "sim", "--device", "cpu", "--out", str(out)]
+    with pytest.raises(RuntimeError, match="killed"):
+        main(command)
+    assert not out.exists()
+    (kept,) = out.parent.iterdir()
+    kept.write_text(kept.read_text()[:-20])  # the second scene's line was cut
+    assert main(command) == 0
+    assert seen[:4] == ["all scene-0", "all scene-1", "all scene-2", "all scene-1"] and len(seen) == 3 + 2 + 6
+    assert [path.name for path in out.parent.iterdir()] == ["eval.json"]
+    broken, told = json.loads(out.read_text()), capsys.readouterr().out
+    assert main([*command[:-1], str(tmp_path / "whole.json")]) == 0 and len(seen) == 3 + 2 + 6 + 9
+    whole = json.loads((tmp_path / "whole.json").read_text())
+    for result in (broken, whole):
+        result["protocol"].pop("command")
+    assert json.dumps(broken) == json.dumps(whole)  # as text: a NaN equals itself
+    assert whole["overall"]["n"] == whole["heldout_words"]["n"] == whole["no_target"]["n"] == 3
+    assert {"unique", "multiple", "macro_acc25", "ceilings", "lidar_only", "protocol"} <= set(whole)
+    assert whole["real_keyframe"].startswith("not measured")
+    assert "overall                          3" in told and "with perfect masks" in told
+    assert "of 3 rejected" in told
+
+
+def test_outcomes_of_another_model_or_other_sentences_are_not_taken(tmp_path: Path, model: str) -> None:
+    from vlm_occ.models.adapter import VLMOcc
+
+    (item,) = scenes(1)
+    outcomes = evaluate.evaluate_scene(VLMOcc.from_pretrained(model), item)
+    path = tmp_path / "kept.jsonl"
+    KeptOutcomes(path, "a")("all", item, lambda: outcomes)
+    fewer = replace(item, queries=item.queries[:1])
+    for about, sensors, other, known in (
+        ("a", "all", item, True),
+        ("b", "all", item, False),
+        ("a", "lidar", item, False),
+        ("a", "all", fewer, False),
+    ):
+        made = list[int]()
+        got = KeptOutcomes(path, about)(sensors, other, lambda made=made: made.append(1) or [])
+        assert (not made) == known and (str(got) == str(outcomes)) == known
+
+
+def test_wrong_use_is_refused(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["eval", "--model", model, "--out", str(tmp_path / "o.json"), "--data"]
+    assert main([*command, "sim", "--split", "train"]) == 2
+    assert "expected calibration, val or test" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "nothing")]) == 2
+    if not torch.cuda.is_available():
+        assert main([*command, "sim", "--device", "cuda"]) == 2
+        assert "use --device cpu" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

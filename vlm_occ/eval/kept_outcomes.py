@@ -1,0 +1,58 @@
+"""The outcomes of scenes that an evaluation has done, so that one that was killed goes on from there."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from vlm_occ.eval.evaluate import Outcome
+from vlm_occ.eval.metrics import QueryRecord
+from vlm_occ.types import LabelledScene
+
+
+class KeptOutcomes:
+    """A file of one line a scene beside the results; lines of another model or commit are not taken."""
+
+    def __init__(self, path: Path, about: str) -> None:
+        """`about`: all that outcomes depend on but the scene, such as the model's digest."""
+        self.path, self.about = path, about
+        self.found: dict[str, list[Outcome]] = {}
+        if not path.exists():
+            return
+        for line in path.read_text().splitlines():
+            try:
+                key, rows = json.loads(line)
+                self.found[key] = [_outcome(row) for row in rows]
+            except (ValueError, TypeError, KeyError):  # the line at which it was killed
+                continue
+
+    def __call__(self, sensors: str, item: LabelledScene, make: Callable[[], list[Outcome]]) -> list[Outcome]:
+        """The outcomes of a scene, as `make` gives them where they are not kept."""
+        sentences = [(query.text, query.targets) for query in item.queries]
+        key = hashlib.sha256(repr((self.about, sensors, item.scene.name, sentences)).encode()).hexdigest()
+        if key not in self.found:
+            self.found[key] = make()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                rows = [dataclasses.asdict(outcome) for outcome in self.found[key]]
+                file.write("\n" + json.dumps([key, rows]))  # a line that was cut spoils no other
+        return self.found[key]
+
+    def forget(self) -> None:
+        """Delete the file: the results are written."""
+        self.path.unlink(missing_ok=True)
+
+
+def files_digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of a checkpoint's files."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors")):
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _outcome(row: dict[str, dict[str, object]]) -> Outcome:
+    return Outcome(**{name: QueryRecord(**record) for name, record in row.items()})  # type: ignore[arg-type]
