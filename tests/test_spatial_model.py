@@ -19,8 +19,10 @@ from vlm_occ.heads.layout import BirdsEyeEstimate
 from vlm_occ.heads.situation import orientation_bins
 from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.models.batch import GroundingOutput, make_batch, video_frames
-from vlm_occ.models.spatial import WHERE, SpatialOutput, scene_frame, situation_text
+from vlm_occ.models.first_view import scene_frame
+from vlm_occ.models.spatial import WHERE, SpatialOutput
 from vlm_occ.models.spatial_batch import depth_of, lidar_depth, make_spatial_batch, scene_layout_targets
+from vlm_occ.models.turns import situation_text
 from vlm_occ.objectives import grounding_terms
 from vlm_occ.objectives_spatial import SPATIAL_WEIGHTS, situation_truth, spatial_terms
 from vlm_occ.types import (

@@ -35,13 +35,9 @@ from vlm_occ.models.describe import describe
 from vlm_occ.models.perception import Perception, PerceptionOutput, SceneTokens
 from vlm_occ.models.saving import Saving
 from vlm_occ.models.sighted import batch_sights, encoded_sight
-from vlm_occ.models.spatial import (
-    SpatialAnswers,
-    SpatialHeads,
-    batch_turns,
-    check_groundable,
-    spatial_output,
-)
+from vlm_occ.models.spatial import SpatialAnswers, check_groundable, spatial_output
+from vlm_occ.models.spatial_heads import SpatialHeads
+from vlm_occ.models.turns import batch_turns
 from vlm_occ.types import GroundedObject, GroundingResult, Scene, SceneState
 from vlm_occ.voxels import voxels_in_box
 

@@ -14,7 +14,7 @@ from vlm_occ.encoders.voxel_tokens import TokenInputs
 from vlm_occ.heads.occupancy import mask_window
 from vlm_occ.models.batch import Batch, SceneStates
 from vlm_occ.models.perception import PerceptionOutput
-from vlm_occ.models.spatial import batch_turns
+from vlm_occ.models.turns import batch_turns
 from vlm_occ.types import GroundingQuery, LabelledScene
 
 if TYPE_CHECKING:

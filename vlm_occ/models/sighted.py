@@ -13,8 +13,8 @@ from vlm_occ.encoders.sight import Sight, joined_sight, look
 from vlm_occ.language.prefixes import Prefix
 from vlm_occ.language.vision_tokens import vision_tokens
 from vlm_occ.models.batch import Batch, VideoFrames
+from vlm_occ.models.first_view import scene_frame
 from vlm_occ.models.perception import PerceptionOutput
-from vlm_occ.models.spatial import scene_frame
 from vlm_occ.types import Scene
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,26 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlm_occ.config import ModelConfig, SpatialConfig
+from vlm_occ.config import ModelConfig
 from vlm_occ.data.scenes import check_query
 from vlm_occ.data.video import is_calibrated
 from vlm_occ.encoders.pose import PoseEncoder
 from vlm_occ.encoders.refine import CODE_CHANNELS
-from vlm_occ.encoders.sight import SIGHT_CHANNELS, Sight, sight_features
-from vlm_occ.geometry import invert_rigid
-from vlm_occ.heads.anchored import ReadSituation, SituationReader, anchored_pose, mention_spans
+from vlm_occ.encoders.sight import Sight
+from vlm_occ.heads.anchored import ReadSituation
 from vlm_occ.heads.factors import FactorHead
 from vlm_occ.heads.layout import (
     BirdsEyeEstimate,
-    LayoutHead,
-    first_view_frame,
-    planar_part,
-    split_estimate,
     to_reference_frame,
 )
 from vlm_occ.heads.situation import (
-    OrientationHead,
-    PositionHead,
     decode_situation,
     situation_to_reference,
 )
@@ -41,88 +33,14 @@ from vlm_occ.language.known_words import KnownWords
 from vlm_occ.language.prefixes import Prefix, PrefixState
 from vlm_occ.language.rewording import plain
 from vlm_occ.language.vision_tokens import vision_tokens
-from vlm_occ.models.batch import Batch, SceneStates, SpatialTurn, VideoFrames, video_frames
-from vlm_occ.types import MENTIONS, NO_SITUATION, Layout, Scene, SceneState, Situation
+from vlm_occ.models.batch import SceneStates, SpatialTurn, VideoFrames, video_frames
+from vlm_occ.models.first_view import from_reference, scene_frame
+from vlm_occ.models.spatial_heads import SpatialHeads
+from vlm_occ.models.turns import TurnIds, named_spans, situation_text, turn_ids
+from vlm_occ.types import MENTIONS, Layout, Scene, SceneState, Situation
 
 WHERE = "Where am I?"
 """The question of a situation that is only to be found."""
-
-SIGHT_DOUBT = 2.0
-"""Metres that a surface may be from where the trunk's occupancy shows it, before anything is learnt of it."""
-
-
-class SpatialHeads(nn.Module):
-    """The heads of Loc3R-VLM 3.2 and 3.3 on final states of the language model, and the reader of situations.
-
-    The layer norms are ours: a few channels of a small model's final states are a hundred times the others.
-    Position and orientation heads start without effect: what the words say of the tokens comes first. So does
-    the layout head where vision tokens have a sight: what is seen comes first.
-    """
-
-    def __init__(self, width: int, word_width: int, config: SpatialConfig) -> None:
-        super().__init__()
-        self.vision_norm, self.turn_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.layout = LayoutHead(width, scale=config.scale) if config.layout else None
-        self.position = PositionHead(width, scale=config.scale, hidden=config.hidden)
-        self.orientation = OrientationHead(width, bins=config.bins, hidden=config.hidden)
-        self.reader = SituationReader(word_width)
-        self.scale, self.bins = config.scale, config.bins
-        silent = [cast(nn.Linear, head.layers[-1]) for head in (self.position, self.orientation)]
-        self.sighted = nn.Linear(SIGHT_CHANNELS, 4) if config.layout and config.sight else None
-        if self.layout is not None and self.sighted is not None:
-            silent += [self.layout.linear, self.sighted]
-        for last in silent:
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-        if self.sighted is not None:
-            nn.init.constant_(self.sighted.bias[2:], 2 * math.log(SIGHT_DOUBT / config.scale))
-
-    def see(self, states: Tensor, sight: Sight | None = None) -> BirdsEyeEstimate | None:
-        """Bird's-eye positions of N vision tokens in the first view's frame.
-
-        From their states [N, D] and, where it is known, from where their rays meet the trunk's occupancy:
-        then the states tell how far the surface is from there, and how sure that is. None without a layout
-        head, and where a head that starts from a sight has none: in a plain video.
-        """
-        if self.layout is None or (self.sighted is not None and sight is None):
-            return None
-        raw = self.layout.linear(self.vision_norm(states.float()))
-        if self.sighted is None or sight is None:
-            return split_estimate(raw, scale=self.scale)
-        estimate = split_estimate(raw + self.sighted(sight_features(sight)), scale=self.scale)
-        met = (sight.share > 0)[:, None]
-        return replace(estimate, mean=estimate.mean + torch.where(met, sight.point[:, :2], 0.0))
-
-    def place(
-        self, read: ReadSituation, objects: Tensor, boxes: Tensor, car: Tensor, where: Tensor, facing: Tensor
-    ) -> tuple[BirdsEyeEstimate, Tensor]:
-        """Positions [Q, 2] and orientation logits [Q, B]: what the words say, and what the states add.
-
-        See `anchored_pose`; states [Q, D] of `<|pos|>` and `<|ori|>`. Without a token the states are all.
-        """
-        added = self.position(self.turn_norm(where.float()))
-        turned = self.orientation(self.turn_norm(facing.float()))
-        if not len(boxes):
-            return added, turned
-        estimate, logits = anchored_pose(read, objects, boxes, car, bins=self.bins)
-        doubt = added.log_variance - 2 * math.log(self.scale)
-        return BirdsEyeEstimate(estimate.mean + added.mean, estimate.log_variance + doubt), logits + turned
-
-
-@dataclass(frozen=True)
-class TurnIds:
-    """A situated turn as the language model reads it."""
-
-    ids: Tensor  # [l]
-    position: int  # of `<|pos|>`; the situation's words are before it
-    orientation: int
-    ground: int  # of `<|ground|>`, after which the answer's words stand
-    roles: Tensor | None = None  # long [position]: 1 + index in MENTIONS of each word, where it is known
-
-    @property
-    def read(self) -> Tensor:
-        """Ids that tell where somebody stands; what follows can't be seen from there."""
-        return self.ids[: self.orientation + 1]
 
 
 @dataclass(frozen=True)
@@ -149,27 +67,6 @@ class PlacedTurns:
     objects: Tensor  # [Q, len(MENTIONS), N]
 
 
-def turn_ids(backbone: Backbone, turn: SpatialTurn) -> TurnIds:
-    """Ids of a turn: situation, `<|pos|>`, `<|ori|>`, question, and its answer where it has one (3.3)."""
-    ids, position, orientation = backbone.situation_ids(turn.situation, turn.question, turn.answer or None)
-    ground = int((ids == backbone.token_ids.ground).nonzero()[0])
-    roles = None
-    if turn.parts is not None:
-        roles = torch.zeros(position, dtype=torch.long)
-        for place, (start, end) in enumerate(backbone.processor.word_spans(turn.situation)):
-            for mention in turn.parts.mentions:
-                if start < mention.end and end > mention.start:
-                    roles[place] = 1 + MENTIONS.index(mention.role)
-    return TurnIds(ids, position, orientation, ground, roles)
-
-
-def batch_turns(backbone: Backbone, batch: Batch) -> tuple[tuple[TurnIds, ...], ...]:
-    """The situated turns of each scene of a batch, none where it has none: B x Q."""
-    return tuple(tuple(turn_ids(backbone, turn) for turn in scene) for scene in batch.turns) or tuple(
-        () for _ in batch.frames
-    )
-
-
 def spatial_output(
     heads: SpatialHeads,
     states: Sequence[SceneStates],
@@ -191,48 +88,6 @@ def spatial_output(
         read=tuple(own.read for own in placed),
         objects=tuple(own.objects for own in placed),
     )
-
-
-def reference_from_first(frames: VideoFrames, reference_from_world: Tensor) -> Tensor:
-    """The reference ego frame from the first view's level frame [4, 4] (Loc3R-VLM 3.2).
-
-    Level means against gravity, the world's z axis, of which `reference_from_world` [4, 4] tells. Without a
-    view it is the identity: the reference ego frame itself.
-    """
-    if not len(frames.ego_from_camera):
-        return torch.eye(4)
-    up = reference_from_world[:3, 2].float().tolist()
-    return invert_rigid(first_view_frame(frames.ego_from_camera[0].cpu(), up=up))
-
-
-def scene_frame(scene: Scene, frames: VideoFrames) -> Tensor:
-    """`reference_from_first` of a scene; the identity for a plain video, whose only frame is the first's."""
-    if not is_calibrated(scene.rig):
-        return torch.eye(4)
-    return reference_from_first(frames, invert_rigid(scene.reference.world_from_ego.double()))
-
-
-def from_reference(boxes: Tensor, reference_from_first: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes [N, 7] of the reference ego frame in the first view's, and the ego vehicle's x, y, yaw [3] there.
-
-    Heights are left as they are.
-    """
-    turn, shift = planar_part(torch.linalg.inv(reference_from_first.double()))
-    turn, shift = turn.to(boxes), shift.to(boxes)
-    yaw = torch.atan2(turn[1, 0], turn[0, 0])
-    moved = [boxes[:, :2] @ turn.T + shift, boxes[:, 2:6], boxes[:, 6:] + yaw]
-    return torch.cat(moved, dim=1).float(), torch.cat([shift, yaw[None]]).float()
-
-
-def _spans(turn: TurnIds, roles: Tensor) -> list[tuple[int, int] | None]:
-    """Where a turn's words name each of MENTIONS: as it is known, else as `roles` [>= l, 1 + M] say."""
-    if turn.roles is None:
-        return mention_spans(roles[: turn.position])
-    spans: list[tuple[int, int] | None] = []
-    for role in range(1, 1 + len(MENTIONS)):
-        places = (turn.roles == role).nonzero()[:, 0].tolist()
-        spans.append((places[0], places[-1] + 1) if places else None)
-    return spans
 
 
 def check_groundable(state: SceneState) -> None:
@@ -370,7 +225,7 @@ class SpatialAnswers:
         phrases = [
             (row, column, span)
             for row, turn in enumerate(turns)
-            for column, span in enumerate(_spans(turn, read.roles[row]))
+            for column, span in enumerate(named_spans(turn, read.roles[row]))
             if span is not None
         ]
         if phrases and len(boxes):
@@ -430,19 +285,3 @@ class SpatialAnswers:
                 "`spatial`, as configs/loc3r_sim.yaml trains"
             )
         return self.spatial
-
-
-def situation_text(situation: str | Situation | None) -> str:
-    """The words of a situation: its own, those it was found from, or its place in words."""
-    if situation is None:
-        return NO_SITUATION
-    if isinstance(situation, str):
-        return situation
-    if situation.text:
-        return situation.text
-    x, y = situation.position.tolist()
-    front = f"{abs(x):.1f} metres {'in front of' if x >= 0 else 'behind'} your car"
-    side = f"{abs(y):.1f} metres to its {'left' if y >= 0 else 'right'}"
-    turn = round(torch.rad2deg(torch.tensor(situation.yaw)).item())
-    facing = f"turned by {abs(turn)} degrees to the {'left' if turn >= 0 else 'right'} of its heading"
-    return f"I am standing {front} and {side}, {facing}"

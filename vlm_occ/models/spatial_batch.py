@@ -15,7 +15,8 @@ from vlm_occ.encoders.cut3r_pose import Cut3rPose
 from vlm_occ.geometry import project
 from vlm_occ.heads.layout import LayoutTargets, layout_targets
 from vlm_occ.models.batch import Batch, SpatialTurn, VideoFrames, make_batch
-from vlm_occ.models.spatial import WHERE, scene_frame
+from vlm_occ.models.first_view import scene_frame
+from vlm_occ.models.spatial import WHERE
 from vlm_occ.types import CameraRig, LabelledScene, Scene, SceneDepth
 
 if TYPE_CHECKING:
