@@ -17,6 +17,7 @@ from vlm_occ.data.simulator.lexicon import NOUNS
 from vlm_occ.data.simulator.scene import simulate
 from vlm_occ.data.simulator.situations import write_situations
 from vlm_occ.data.simulator.vocabulary import training_adjectives, training_nouns, training_words
+from vlm_occ.language import known_words
 from vlm_occ.language.backbones import Backbone
 from vlm_occ.language.known_words import Bank, Kind, KnownWords, Meaning, measure_words
 from vlm_occ.language.loading import load_backbone
@@ -143,6 +144,30 @@ def test_a_meaning_is_as_sure_as_its_surest_wording(backbone: Backbone) -> None:
     assert [meaning.wording.singular for meaning in own] == ["bus", "dog"]
     assert sum(meaning.share for meaning in own) == pytest.approx(1.0)
     assert replace(measured, words=frozenset()).words == frozenset()
+
+
+def test_a_phrase_is_asked_of_the_language_model_once(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nouns = (Wording("bus", "bus"), Wording("dog", "dog"))
+    measured = measure_words(backbone, frozenset({"bus", "near"}), nouns, (Wording("red", "red"),))
+    asked, real = list[str](), known_words._states
+
+    def states(own: Backbone, template: str, phrases: Sequence[str], depth: float) -> object:
+        asked.extend(phrases)
+        return real(own, template, phrases, depth)
+
+    monkeypatch.setattr(known_words, "_states", states)
+    first = measured.name(backbone, ["lorry", "digger", "lorry"])
+    assert asked == ["lorry", "digger"] and first[0] == first[2]
+    assert measured.name(backbone, ["digger", "van", "lorry"])[::2] == [first[1], first[0]]
+    assert asked == ["lorry", "digger", "van"]
+    assert len(measured.name(backbone, ["lorry"], most=1)[0]) == 1  # another question
+    measured.kinds_of(backbone, ["van"])
+    assert asked[3:] == ["lorry", "van"] and measured.kinds_of(backbone, []) == []
+    assert replace(measured, nouns=measured.adjectives).name(backbone, ["van"])[0][0].wording.phrase == "red"
+    monkeypatch.setattr(known_words, "MOST_READ", 1)
+    assert measured.name(backbone, ["crane", "lorry"])[1] == first[0] and len(measured.read) == 2
 
 
 @pytest.fixture

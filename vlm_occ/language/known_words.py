@@ -10,11 +10,11 @@ lexicon. How much likelier than usual the known word's beginning is to come next
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,7 +38,10 @@ SHARPNESS, SURPRISE = 10.0, 0.05
 """Of the softmax over similarities that makes them shares, and how much a nat of surprise counts beside
 them: the likeliest shares of the training nouns, each left out in turn."""
 RIDGE = 0.3
+MOST_READ = 10_000
+"""Phrases that are remembered before all are forgotten."""
 Kind = Literal["noun", "adjective", "other"]
+T = TypeVar("T")
 KINDS: tuple[Kind, ...] = ("noun", "adjective", "other")
 
 
@@ -94,12 +97,17 @@ class Bank:
 
 @dataclass(frozen=True)
 class KnownWords:
-    """The vocabulary of a model's training sentences, and states of its nouns and adjectives."""
+    """The vocabulary of a model's training sentences, and states of its nouns and adjectives.
+
+    What the language model makes of a phrase is remembered: it depends on no sentence or scene, and asking
+    again takes as long as a query.
+    """
 
     words: frozenset[str]  # in lower case
     nouns: Bank
     adjectives: Bank
     kinds: Tensor  # [1 + len(KINDS), D]: a mean, and the weights of each of KINDS
+    read: dict[tuple[str, str], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __contains__(self, word: str) -> bool:
         """Whether a word, or a number, is known."""
@@ -108,20 +116,38 @@ class KnownWords:
     @torch.no_grad()
     def name(self, backbone: Backbone, phrases: Sequence[str], *, most: int = 4) -> Meanings:
         """The likeliest known nouns for unknown noun phrases."""
-        return self.nouns.nearest(backbone, NOUN, phrases, most)
+        return self._remembered(
+            f"noun {most}", phrases, lambda some: self.nouns.nearest(backbone, NOUN, some, most)
+        )
 
     @torch.no_grad()
     def describe(self, backbone: Backbone, words: Sequence[str], *, most: int = 2) -> Meanings:
         """The likeliest known adjectives for unknown ones."""
-        return self.adjectives.nearest(backbone, ADJECTIVE, words, most)
+        return self._remembered(
+            f"adjective {most}", words, lambda some: self.adjectives.nearest(backbone, ADJECTIVE, some, most)
+        )
 
     @torch.no_grad()
     def kinds_of(self, backbone: Backbone, words: Sequence[str]) -> list[Kind]:
         """What each word most likely is where a noun phrase may stand."""
-        if not words:
-            return []
-        scores = functional.normalize(_kinds(backbone, words) - self.kinds[0], dim=-1) @ self.kinds[1:].T
-        return [KINDS[best] for best in scores.argmax(1).tolist()]
+
+        def ask(some: Sequence[str]) -> list[Kind]:
+            rows = functional.normalize(_kinds(backbone, some) - self.kinds[0], dim=-1)
+            return [KINDS[best] for best in (rows @ self.kinds[1:].T).argmax(1).tolist()]
+
+        return self._remembered("kind", words, ask)
+
+    def _remembered(
+        self, what: str, phrases: Sequence[str], ask: Callable[[Sequence[str]], list[T]]
+    ) -> list[T]:
+        """What `ask` says of each phrase; it is asked of those only that it was not asked of before."""
+        new = [phrase for phrase in dict.fromkeys(phrases) if (what, phrase) not in self.read]
+        if new:
+            if len(self.read) > MOST_READ:
+                self.read.clear()
+                new = list(dict.fromkeys(phrases))
+            self.read.update({(what, phrase): said for phrase, said in zip(new, ask(new), strict=True)})
+        return [self.read[what, phrase] for phrase in phrases]
 
     def save(self, path: Path) -> None:
         """Write everything as one safetensors file, states in bfloat16."""
