@@ -82,6 +82,19 @@ def test_cached_queries_equal_the_training_forward(family, item, request):
         torch.testing.assert_close(found.box, first[(0, token)].box, atol=1e-4, rtol=1e-4)
 
 
+def test_forward_decodes_what_ground_answers(llava, item):
+    model = tiny(llava, score_threshold=0.0, score_ratio=0.9)
+    with torch.no_grad():
+        output = model(make_batch([item], model.config, training=False))
+    answers = model.ground(model.encode(item.scene), [query.text for query in item.queries])
+    for q, answer in enumerate(answers):
+        decoded = [found.box for found in output.objects if found.query == q]
+        assert 0 < len(decoded) < output.scores[0].logits.shape[1]
+        torch.testing.assert_close(
+            torch.stack(decoded), torch.stack([o.box for o in answer.objects]), atol=1e-4, rtol=1e-4
+        )
+
+
 def test_every_trained_part_learns_from_one_step(llava, item):
     model = tiny(llava).train()
     labels = [item.labels]

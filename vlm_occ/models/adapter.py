@@ -108,9 +108,8 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
             tokens = self._token_states(scene.tokens, perception.tokens[b])
             query = self._read(scene.queries, ids)
             scores.append(self._point(tokens, perception.tokens[b].candidates.box, query))
-            pairs, match = pairs_to_decode(
-                batch, perception.tokens[b], b, scores[-1].logits, threshold=self.config.score_threshold
-            )
+            found = perception.tokens[b]
+            pairs, match = pairs_to_decode(batch, found, b, scores[-1], self.chosen_tokens)
             matches.append(match)
             objects += decode_objects(self, b, pairs, query.ground, tokens, perception) if decode else []
             if self.spatial is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from vlm_occ.heads.factors import Factors
 from vlm_occ.heads.occupancy import ObjectMaskHead, mask_window
 from vlm_occ.losses.matching import match_boxes
 from vlm_occ.models.batch import Batch, ReferredObject
@@ -22,16 +23,17 @@ MOST_TRAINED = 16
 
 
 def pairs_to_decode(
-    batch: Batch, tokens: SceneTokens, b: int, logits: Tensor, *, threshold: float
+    batch: Batch, tokens: SceneTokens, b: int, factors: Factors, choose: Callable[[Tensor], Tensor]
 ) -> tuple[list[tuple[int, int, int]], Tensor]:
     """The (query, token, target) triples of scene b to decode, and the token of each true box [M].
 
-    In training the true objects' tokens, at most MOST_TRAINED; else those whose score passes the threshold,
-    with target -1.
+    In training the true objects' tokens, at most MOST_TRAINED; else those that `choose` takes by their scores
+    [N], with target -1.
     """
     if batch.boxes is None:
-        found = (logits.detach().sigmoid() > threshold).nonzero().tolist()
-        return [(q, n, -1) for q, n in found], logits.new_zeros(0, dtype=torch.long)
+        scores = factors.scores().detach()
+        found = [(q, n, -1) for q, row in enumerate(scores) for n in choose(row).tolist()]
+        return found, scores.new_zeros(0, dtype=torch.long)
     match = match_boxes(tokens.candidates.box, batch.boxes[b])
     chosen = match.tolist()
     pairs = [
