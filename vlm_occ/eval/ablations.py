@@ -99,7 +99,13 @@ def format_ablations(result: dict) -> str:
 def ablations_command(fields: dict[str, str], results: Path) -> dict[str, object]:
     """`scripts/benchmark.py ablations --trunk CHECKPOINT [--field value]`: fields of ContestConfig."""
     config = contest_config(
-        fields, out="runs/ablations", num_frames=4, camera_frames=4, lexicon="both", pointer_share=0.3
+        fields,
+        out="runs/ablations",
+        num_frames=4,
+        camera_frames=4,
+        lexicon="both",
+        pointer_share=0.3,
+        vlm_pointer_rate=2e-4,
     )
     result = ablations(config)
     write_json(result, results)

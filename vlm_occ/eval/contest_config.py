@@ -37,10 +37,10 @@ class ContestConfig:
     draws: int = 2000
     rate: float = 1e-3  # of the paper's systems
     base: str = "nano"  # VLM-Occ's pretrained model
-    pointer_share: float = 0.6  # of VLM-Occ's steps that train its pointer, before its language model runs
+    pointer_share: float = 0.1  # of VLM-Occ's steps that train its pointer, before its language model runs
     vlm_token_rate: float = 4e-4  # of what makes voxel tokens of the trunk's features: no other system's
     vlm_head_rate: float = 1e-3
-    vlm_pointer_rate: float = 2e-4  # of the pointer once the language model runs; before that, as the heads
+    vlm_pointer_rate: float = 1e-3  # of the pointer once the language model runs; before that, as the heads
     vlm_input_rate: float = 3e-4
     vlm_lora_rate: float = 4e-4
     vlm_clip: float = 1.0
