@@ -35,7 +35,7 @@ class ContestConfig:
     seeds: int = 3  # of GroundingOcc and VLM-Occ; the others have one
     reference_seeds: int = 20
     draws: int = 2000
-    rate: float = 1e-3  # of the paper's systems
+    rate: float = 4e-3  # of the paper's systems
     base: str = "nano"  # VLM-Occ's pretrained model
     pointer_share: float = 0.1  # of VLM-Occ's steps that train its pointer, before its language model runs
     vlm_token_rate: float = 4e-4  # of what makes voxel tokens of the trunk's features: no other system's
