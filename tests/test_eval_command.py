@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_models import save_tiny_llava
+from tiny_paper import GRID, save_tiny_text, tiny_config, tiny_scene
 from tiny_spatial import scene_of_grid, tiny
 
 from vlm_occ.cli import main
 from vlm_occ.eval import evaluate, report
 from vlm_occ.eval.kept_outcomes import KeptOutcomes
+from vlm_occ.models.groundingocc import build_system
 from vlm_occ.types import GroundingQuery, LabelledScene
 from vlm_occ.voxels import voxels_in_box
 
@@ -93,6 +95,24 @@ def test_outcomes_of_another_model_or_other_sentences_are_not_taken(tmp_path: Pa
         made = list[int]()
         got = KeptOutcomes(path, about)(sensors, other, lambda made=made: made.append(1) or [])
         assert (not made) == known and (str(got) == str(outcomes)) == known
+
+
+def test_a_system_of_the_paper_has_the_figures_that_it_can_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    item = tiny_scene()
+    told = (*item.queries[:1], replace(item.queries[0], lexicon="heldout"))
+    monkeypatch.setattr(report, "open_split", lambda *_: [replace(item, queries=told)])
+    monkeypatch.setenv("VLM_OCC_REAL_DATA", str(tmp_path / "none"))
+    system = build_system(tiny_config(save_tiny_text(tmp_path / "text")), grid=GRID)
+    monkeypatch.setattr(report, "load_model", lambda *_, **__: system.eval())
+    out = tmp_path / "system.json"
+    assert main(["eval", "--model", "groundingocc-nano", "--data", "sim", "--out", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert result["overall"]["n"] == result["refined"]["overall"]["n"] == 1
+    assert result["heldout_words"]["n"] == 1 and "ceilings" not in result
+    assert result["protocol"]["model"] == "groundingocc-nano"
+    assert "perfect" not in (table := capsys.readouterr().out) and "cut to the box" in table
 
 
 def test_wrong_use_is_refused(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

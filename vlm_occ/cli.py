@@ -71,7 +71,9 @@ def build_parser() -> Parser:
     calibrate.add_argument("--half", action="store_true", help="save bfloat16 weights")
 
     evaluate = commands.add_parser("eval", help="metrics of a model on a data set")
-    evaluate.add_argument("--model", required=True, help="nano, a checkpoint folder or a Hub id")
+    evaluate.add_argument(
+        "--model", required=True, help="nano, groundingocc-nano, a checkpoint folder or a Hub id"
+    )
     _add_device(evaluate)
     evaluate.add_argument("--data", required=True, help="folder of `vlm-occ data talk2occ`, or sim")
     evaluate.add_argument("--split", choices=("train", "calibration", "val", "test"), default="val")

@@ -8,14 +8,15 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from vlm_occ.data.keyframe_labels import load_labelled_keyframe
 from vlm_occ.data.store import SimulatedScenes
+from vlm_occ.eval.contenders import score
 from vlm_occ.eval.evaluate import (
     Scenes,
     evaluate_scenes,
@@ -24,14 +25,16 @@ from vlm_occ.eval.evaluate import (
     true_voxels,
 )
 from vlm_occ.eval.kept_outcomes import KeptOutcomes, files_digest
-from vlm_occ.eval.metrics import occupancy_iou, summarise
+from vlm_occ.eval.metrics import QueryRecord, occupancy_iou, summarise
 from vlm_occ.geometry import box_iou_3d
 from vlm_occ.models.adapter import VLMOcc
+from vlm_occ.models.baselines import Baseline
 from vlm_occ.models.checkpoint import find_checkpoint
+from vlm_occ.models.load import load_model
 from vlm_occ.timing import default_device
 
 
-def protocol(model: VLMOcc, name: str, scenes: Scenes, split: str, data: str) -> dict[str, object]:
+def protocol(model: VLMOcc | Baseline, name: str, scenes: Scenes, split: str, data: str) -> dict[str, object]:
     """What is needed to run an evaluation again and to know that it is the same one."""
     digest = hashlib.sha256()
     for query in (q for i in range(min(len(scenes), 20)) for q in scenes[i].queries):
@@ -112,34 +115,60 @@ def evaluate_command(
 ) -> dict[str, object]:
     """`vlm-occ eval`: every figure of a model, written to `out`; the result is returned.
 
+    Of one of the paper's systems those that it has: it rejects no sentence, and no half of it can be perfect.
+
     `data` is "sim" or a folder of `vlm-occ data talk2occ`. Simulated: `scenes` scenes, each with `queries`
     sentences of the training words and as many of the held-out ones; the figures with one kind of sensor and
     the recall of the voxel tokens use the first `sensor_scenes` of them. What a killed run has done is kept
     beside `out`, and the same command goes on from there.
     """
-    out = Path(out)
-    folder = find_checkpoint(model)
-    about = [files_digest(folder) if folder else model, commit_of_tree()]
-    keep = KeptOutcomes(out.with_name(f".{out.name}.scenes.jsonl"), repr(about))
-    vlm = VLMOcc.from_pretrained(model, device=device or default_device())
-    source = open_split(data, split, scenes, queries)
+    out, device = Path(out), device or default_device()
+    kept: KeptOutcomes | None = None
+    source, loaded = open_split(data, split, scenes, queries), load_model(model, device=device)
+    if isinstance(loaded, Baseline):
+        result = _system_figures(loaded, source)
+    else:
+        folder = find_checkpoint(model)
+        about = [files_digest(folder) if folder else model, commit_of_tree()]
+        kept = KeptOutcomes(out.with_name(f".{out.name}.scenes.jsonl"), repr(about))
+        result = _model_figures(loaded, source, sensor_scenes, kept)
+    result["real_keyframe"] = evaluate_keyframe(loaded)
+    result["protocol"] = protocol(loaded, model, source, split, data)
+    write_json(result, out)
+    if kept is not None:
+        kept.forget()
+    return result
+
+
+def _model_figures(vlm: VLMOcc, source: Scenes, sensor_scenes: int, keep: KeptOutcomes) -> dict[str, object]:
+    """All figures of VLM-Occ on simulated or recorded scenes."""
     outcomes = evaluate_scenes(vlm, source, keep=keep)
     result = summary([o for o in outcomes if o.plain.lexicon == "train"])
-    held_out = [o.plain for o in outcomes if o.plain.lexicon == "heldout"]
-    if held_out:
-        words = summarise(held_out)
-        result["heldout_words"] = words["overall"]
-        result["heldout_no_target"] = words["no_target"]
+    result.update(_unseen_words([o.plain for o in outcomes]))
     for sensors in ("lidar", "cameras"):
         some = evaluate_scenes(vlm, source, sensors=sensors, limit=sensor_scenes, keep=keep)
         part = summarise([o.plain for o in some if o.plain.lexicon == "train"])
         result[f"{sensors}_only"] = {key: part[key] for key in ("overall", "macro_acc25", "no_target")}
     result["token_recall"] = token_recall(vlm, source, limit=sensor_scenes)
-    result["real_keyframe"] = evaluate_keyframe(vlm)
-    result["protocol"] = protocol(vlm, model, source, split, data)
-    write_json(result, out)
-    keep.forget()
     return result
+
+
+def _system_figures(system: Baseline, source: Scenes) -> dict[str, object]:
+    """Those of one of the paper's systems, which answers every sentence by one object."""
+    scores = score(system, source)
+    result = dict(summarise([r for r in scores.plain if r.lexicon == "train"]))
+    refined = summarise([r for r in scores.refined if r.lexicon == "train"])
+    result["refined"] = {key: refined[key] for key in ("overall", "unique", "multiple", "macro_acc25")}
+    return {**result, **_unseen_words(scores.plain)}
+
+
+def _unseen_words(records: Sequence[QueryRecord]) -> dict[str, object]:
+    """Figures of the sentences of the held-out lexicon, where there are any."""
+    held_out = [r for r in records if r.lexicon == "heldout"]
+    if not held_out:
+        return {}
+    words = summarise(held_out)
+    return {"heldout_words": words["overall"], "heldout_no_target": words["no_target"]}
 
 
 def format_evaluation(result: Mapping[str, Any]) -> str:
@@ -147,10 +176,10 @@ def format_evaluation(result: Mapping[str, Any]) -> str:
     rows = {name: result[name] for name in ("overall", "unique", "multiple")}
     rows["held-out words"] = result.get("heldout_words")
     rows["cut to the box (--refine)"] = result["refined"]["overall"]
-    for name in ("perfect_pointer", "perfect_masks"):
-        rows[f"with {name.replace('_', ' ')}"] = result["ceilings"][name]["overall"]
+    for name, ceiling in result.get("ceilings", {}).items():
+        rows[f"with {name.replace('_', ' ')}"] = ceiling["overall"]
     for name in ("lidar_only", "cameras_only"):
-        rows[name.replace("_", " ")] = result[name]["overall"]
+        rows[name.replace("_", " ")] = result.get(name, {}).get("overall")
     lines = [f"{'sentences':28s}{'n':>6s}  {'Acc@0.25, %':>21s}  {'Acc@0.5, %':>21s}  mIoU, %"]
     lines += [_line(name, row) for name, row in rows.items() if row and row["n"]]
     if result["macro_acc25"] is not None:
@@ -182,17 +211,17 @@ def real_data() -> Path:
     return Path(os.environ.get("VLM_OCC_REAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
-def evaluate_keyframe(model: VLMOcc) -> dict[str, object] | str:
+def evaluate_keyframe(model: VLMOcc | Baseline) -> dict[str, object] | str:
     """The ten sentences on the real keyframe: IoU over the LiDAR-occupied voxels, box IoU, centre error."""
     folder = real_data()
     if not (folder / "nuscenes_keyframe").is_dir():
         return "not measured: the real keyframe is not here (VLM_OCC_REAL_DATA)"
     known = load_labelled_keyframe(folder / "nuscenes_keyframe", folder / "nuscenes_keyframe_queries.json")
-    item = known.item
-    state = model.encode(item.scene)
+    item, asked = known.item, cast(Any, model)
+    state = asked.encode(item.scene)
     rows = []
     for query, accepted in zip(item.queries, known.accepted, strict=True):
-        answer = model.ground(state, query.text, refine=False)
+        answer = asked.ground(state, query.text, refine=False)
         best = {"iou": 0.0, "box_iou": 0.0, "centre_error_m": float("inf")}
         for target in accepted:
             truth = true_voxels(item, [target])
