@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm_occ.data.simulator import situations
+from vlm_occ.data.simulator import situations, standing
 from vlm_occ.data.simulator.lexicon import Lexicon
 from vlm_occ.data.simulator.objects import ObjectFacts
 from vlm_occ.types import SituationParts, SituationQuery
@@ -105,13 +105,13 @@ def _around(box: Box, generator: np.random.Generator) -> Floats:
 
 def _free(facts: Sequence[ObjectFacts], position: Floats) -> NDArray[np.bool_]:
     """Whether somebody can stand at each of the positions [K, 2]; as `is_free`, for all at once."""
-    fits = np.hypot(position[:, 0], position[:, 1]) <= situations._REACH
-    (x, y), (half_x, half_y) = situations._EGO
+    fits = np.hypot(position[:, 0], position[:, 1]) <= standing.REACH
+    (x, y), (half_x, half_y) = standing.EGO
     fits &= (np.abs(position[:, 0] - x) >= half_x) | (np.abs(position[:, 1] - y) >= half_y)
     for item in facts:
         bx, by, _, dx, dy, _, yaw = item.box
         east, north = position[:, 0] - bx, position[:, 1] - by
         along = np.cos(yaw) * east + np.sin(yaw) * north
         across = -np.sin(yaw) * east + np.cos(yaw) * north
-        fits &= (np.abs(along) >= dx / 2 + situations._ROOM) | (np.abs(across) >= dy / 2 + situations._ROOM)
+        fits &= (np.abs(along) >= dx / 2 + standing.ROOM) | (np.abs(across) >= dy / 2 + standing.ROOM)
     return fits
