@@ -70,27 +70,30 @@ def build_parser() -> Parser:
     calibrate.add_argument("--scenes", type=int, default=60, help="simulated scenes of the calibration split")
     calibrate.add_argument("--half", action="store_true", help="save bfloat16 weights")
 
-    evaluate = commands.add_parser("eval", help="metrics of a model on a data set")
-    evaluate.add_argument(
-        "--model", required=True, help="nano, groundingocc-nano, a checkpoint folder or a Hub id"
-    )
-    _add_device(evaluate)
-    evaluate.add_argument("--data", required=True, help="folder of `vlm-occ data talk2occ`, or sim")
-    evaluate.add_argument("--split", choices=("train", "calibration", "val", "test"), default="val")
-    evaluate.add_argument("--scenes", type=int, default=200, help="simulated scenes")
-    evaluate.add_argument("--out", type=Path, required=True, help="file of the results, JSON")
-    evaluate.add_argument("--spatial", action="store_true", help="situations, layout and questions instead")
-    evaluate.add_argument(
-        "--ablation", nargs="*", default=[], metavar="STEP=MODEL", help="with --spatial: other models"
-    )
-    evaluate.add_argument(
-        "--ablation-scenes", type=int, metavar="N", help="with --ablation: the first N scenes only"
-    )
-    evaluate.add_argument("--keep", metavar="DIR", help="with --spatial: keep simulated scenes here")
-    evaluate.add_argument("--no-questions", action="store_true", help="with --spatial: ask no questions")
-
+    _add_eval(commands.add_parser("eval", help="metrics of a model on a data set"))
     commands.add_parser("doctor", help="what is installed, what runs, what is missing and how to mend it")
     return parser
+
+
+def _add_eval(parser: argparse.ArgumentParser) -> None:
+    """`eval`, of grounding or of situations, layout and questions."""
+    parser.add_argument(
+        "--model", required=True, help="nano, groundingocc-nano, a checkpoint folder or a Hub id"
+    )
+    _add_device(parser)
+    parser.add_argument("--data", required=True, help="folder of `vlm-occ data talk2occ`, or sim")
+    parser.add_argument("--split", choices=("train", "calibration", "val", "test"), default="val")
+    parser.add_argument("--scenes", type=int, default=200, help="simulated scenes")
+    parser.add_argument("--out", type=Path, required=True, help="file of the results, JSON")
+    parser.add_argument("--spatial", action="store_true", help="situations, layout and questions instead")
+    parser.add_argument(
+        "--ablation", nargs="*", default=[], metavar="STEP=MODEL", help="with --spatial: other models"
+    )
+    parser.add_argument(
+        "--ablation-scenes", type=int, metavar="N", help="with --ablation: the first N scenes only"
+    )
+    parser.add_argument("--keep", metavar="DIR", help="with --spatial: keep simulated scenes here")
+    parser.add_argument("--no-questions", action="store_true", help="with --spatial: ask no questions")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
