@@ -165,7 +165,12 @@ def test_ablations_compare_each_row_with_the_whole_on_both_lexicons(
     monkeypatch.setattr(ablating, "Contest", Contest)
     fields = {"trunk": "trunk", "out": config.out, "steps": "5", "seeds": "2", "draws": "50"}
     fields.update(
-        num_frames="2", camera_frames="1", lexicon="train", pointer_share="0.6", reference_seeds="3"
+        num_frames="2",
+        camera_frames="1",
+        lexicon="train",
+        reference_seeds="3",
+        pointer_share=str(config.pointer_share),
+        vlm_pointer_rate=str(config.vlm_pointer_rate),
     )
     result = ablating.ablations_command(fields, tmp_path / "ablations.json")
     assert json.loads(json.dumps(result)) == json.loads((tmp_path / "ablations.json").read_text())
