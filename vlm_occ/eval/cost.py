@@ -52,10 +52,9 @@ def measure(name: str, scene_name: str) -> None:
     device = default_device()
     model, scene = cast(Any, load_model(name, device=device)), load_scene(scene_name)
     state = model.encode(scene)
-    trained = Path(name) / "config.json"
     values = {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "trained_parameters": saved_parameters(trained.parent),
+        "trained_parameters": saved_parameters(Path(name)),
         "encode_s": _seconds(lambda: model.encode(scene), device),
         "query_s": _seconds(lambda: model.ground(state, SENTENCE, refine=True), device),
         "peak_gib": round(peak_gib(device), 3),

@@ -11,13 +11,14 @@ from pathlib import Path
 from vlm_occ.eval.evaluate import Outcome
 from vlm_occ.eval.metrics import QueryRecord
 from vlm_occ.types import LabelledScene
+from vlm_occ.weights import sha256_of
 
 
 class KeptOutcomes:
     """A file of one line a scene beside the results; lines of another model or commit are not taken."""
 
     def __init__(self, path: Path, about: str) -> None:
-        """`about`: all that outcomes depend on but the scene, such as the model's digest."""
+        """`about`: all that outcomes depend on but the scene, such as the sums of the model's files."""
         self.path, self.about = path, about
         self.found: dict[str, list[Outcome]] = {}
         if not path.exists():
@@ -46,12 +47,10 @@ class KeptOutcomes:
         self.path.unlink(missing_ok=True)
 
 
-def files_digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of a checkpoint's files."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors")):
-        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
+def file_sums(folder: Path) -> dict[str, str]:
+    """The sha256 of each of a checkpoint's files by name."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+    return {path.name: sha256_of(path) for path in files}
 
 
 def _outcome(row: dict[str, dict[str, object]]) -> Outcome:

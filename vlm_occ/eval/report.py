@@ -24,7 +24,7 @@ from vlm_occ.eval.evaluate import (
     token_recall,
     true_voxels,
 )
-from vlm_occ.eval.kept_outcomes import KeptOutcomes, files_digest
+from vlm_occ.eval.kept_outcomes import KeptOutcomes, file_sums
 from vlm_occ.eval.metrics import QueryRecord, occupancy_iou, summarise
 from vlm_occ.geometry import box_iou_3d
 from vlm_occ.models.adapter import VLMOcc
@@ -129,7 +129,7 @@ def evaluate_command(
         result = _system_figures(loaded, source)
     else:
         folder = find_checkpoint(model)
-        about = [files_digest(folder) if folder else model, commit_of_tree()]
+        about = [file_sums(folder) if folder else model, commit_of_tree()]
         kept = KeptOutcomes(out.with_name(f".{out.name}.scenes.jsonl"), repr(about))
         result = _model_figures(loaded, source, sensor_scenes, kept)
     result["real_keyframe"] = evaluate_keyframe(loaded)

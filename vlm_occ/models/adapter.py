@@ -105,15 +105,15 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
         scores, matches, objects, placed = [], [], [], []
         for b, scene in enumerate(states):
             ids = [self.backbone.query_ids(q.text, q.answer or None) for q in batch.queries[b]]
-            tokens = self._token_states(scene.tokens, perception.tokens[b])
-            query = self._read(scene.queries, ids)
-            scores.append(self._point(tokens, perception.tokens[b].candidates.box, query))
             found = perception.tokens[b]
+            boxes, tokens = found.candidates.box, self._token_states(scene.tokens, found)
+            query = self._read(scene.queries, ids)
+            scores.append(self._point(tokens, boxes, query))
             pairs, match = pairs_to_decode(batch, found, b, scores[-1], self.chosen_tokens)
             matches.append(match)
             objects += decode_objects(self, b, pairs, query.ground, tokens, perception) if decode else []
             if self.spatial is not None:
-                boxes, frame = perception.tokens[b].candidates.box, batch.first_frames[b]
+                frame = batch.first_frames[b]
                 own = self.placed_turns(self.spatial, turns[b], scene.turns, tokens, boxes, frame)
                 placed.append(own)
         answers = tuple(scene.queries for scene in states)
