@@ -120,7 +120,8 @@ class Contest:
 
     def own_systems(self) -> dict[str, ModelConfig]:
         """VLM-Occ, and VLM-Occ without one of its parts each, by name."""
-        whole = ModelConfig(base=self.config.base, perception=replace(self.perception, camera_frames=1))
+        perception = replace(self.perception, camera_frames=1)
+        whole = ModelConfig(base=self.config.base, dtype=self.config.vlm_dtype, perception=perception)
         return {
             "VLM-Occ": whole,
             "no-pose-tokens": replace(whole, pose_source="none"),
@@ -216,6 +217,7 @@ class Contest:
                 train(words, source=self.scenes("train"))
             skip = first * run.scenes_per_step
             run = replace(run, init=str(done), trunk=None, data=replace(run.data, skip=skip))
+        run = replace(run, data=replace(run.data, drop_vlm_frames=config.vlm_drop_frames))
         train(run, source=self.scenes("train"))
 
     def grown(self, tell: Callable[[str], None]) -> Contest:
