@@ -108,6 +108,9 @@ def test_the_results_have_the_fields_that_the_issue_names(config: ContestConfig,
     text = format_tables(result)
     assert all(f"{v:.2f}" in text for row in PAPER_TABLE2.values() for v in row)
     assert sorted(name for name, seed, _ in made if seed == 1) == ["GroundingOcc", "VLM-Occ"]
+    runs = result["protocol"]["runs"]  # type: ignore[index,call-overload]
+    assert sorted((run["system"], run["seed"], run["steps"]) for run in runs) == sorted(made)
+    assert all(run["commit"] and run["hardware"] for run in runs)
 
 
 def test_a_finished_system_is_kept_and_other_settings_are_refused(config: ContestConfig) -> None:
@@ -161,7 +164,7 @@ def test_ablations_compare_each_row_with_the_whole_on_both_lexicons(
         return Scores((*records([good, 0.3, 0.0]), *unseen), (), 1.0)
 
     monkeypatch.setattr(Contest, "scored", scored)
-    monkeypatch.setattr(Contest, "train_seconds", lambda self, name: 3.0)
+    monkeypatch.setattr(Contest, "made", lambda self, name: {"train_seconds": 3.0})
     monkeypatch.setattr(ablating, "Contest", Contest)
     fields = {"trunk": "trunk", "out": config.out, "steps": "5", "seeds": "2", "draws": "50"}
     fields.update(

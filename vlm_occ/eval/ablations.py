@@ -53,7 +53,7 @@ def ablations(config: ContestConfig) -> dict[str, object]:
             "rule": "one target a sentence, the surest candidate answers; strict > thresholds; unrefined",
             "difference": "row minus whole, same sentences and seeds, paired over scenes",
             "intervals": f"95 % percentile bootstrap over scenes, {config.draws} draws, seeds pooled",
-            "train_seconds": {name: contest.train_seconds(name) for name, _ in ROWS},
+            "train_seconds": {name: contest.made(name)["train_seconds"] for name, _ in ROWS},
             **circumstances(),
         },
     }

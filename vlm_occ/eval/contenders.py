@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,17 +30,22 @@ class Scores:
     seconds: float  # of all answers
 
     def as_dict(self) -> dict[str, object]:
-        """Plain values, fit for JSON."""
-        return dataclasses.asdict(self)
+        """Plain values, fit for JSON: the names of a record's fields once, then a list a record."""
+        names = [field.name for field in dataclasses.fields(QueryRecord)]
+        rows = {
+            part: [[getattr(r, name) for name in names] for r in getattr(self, part)]
+            for part in ("plain", "refined")
+        }
+        return {"fields": names, **rows, "seconds": self.seconds}
 
     @classmethod
-    def from_dict(cls, values: dict[str, object]) -> Scores:
-        """What `as_dict` gave."""
-        parts = {
-            name: tuple(QueryRecord(**row) for row in values[name])  # type: ignore[union-attr,attr-defined]
-            for name in ("plain", "refined")
-        }
-        return cls(**parts, seconds=float(str(values["seconds"])))
+    def from_dict(cls, values: Mapping[str, Any]) -> Scores:
+        """What `as_dict` gave, whatever else is beside it."""
+        plain, refined = (
+            tuple(QueryRecord(**dict(zip(values["fields"], row, strict=True))) for row in values[part])
+            for part in ("plain", "refined")
+        )
+        return cls(plain, refined, float(values["seconds"]))
 
 
 @torch.no_grad()

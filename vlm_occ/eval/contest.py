@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vlm_occ.config import DataConfig, ModelConfig, PerceptionConfig, TrainConfig
 from vlm_occ.data.dataset import Talk2OccDataset
@@ -19,7 +19,7 @@ from vlm_occ.data.store import SimulatedScenes
 from vlm_occ.eval.contenders import Scores, score
 from vlm_occ.eval.contest_config import CONTENDING, FREE_TO_CHANGE, ContestConfig
 from vlm_occ.eval.evaluate import Scenes
-from vlm_occ.eval.report import write_json
+from vlm_occ.eval.report import circumstances, write_json
 from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.models.baselines import Baseline
 from vlm_occ.models.checkpoint import find_checkpoint, read_config
@@ -89,7 +89,8 @@ class Contest:
             model = self.trained(name, seed=seed, steps=steps)
             seconds = time.perf_counter() - start
             scores = score(model, self.validation, features=self.features())
-            write_json({**scores.as_dict(), "train_seconds": round(seconds, 1)}, path)
+            made = {"train_seconds": round(seconds, 1), **circumstances()}
+            write_json({**made, **scores.as_dict()}, path, indent=None)
         return Scores.from_dict(json.loads(path.read_text()))
 
     def seeds_of(self, name: str, *, steps: int | None = None) -> list[int]:
@@ -99,9 +100,12 @@ class Contest:
             return list(asked)
         return [s for s in asked if (self.folder(name, seed=s, steps=steps) / "scores.json").exists()]
 
-    def train_seconds(self, name: str, *, seed: int = 0) -> float:
-        """Wall time of a finished system's training (of its last part, where it was resumed)."""
-        return float(json.loads((self.folder(name, seed=seed) / "scores.json").read_text())["train_seconds"])
+    def made(self, name: str, *, seed: int = 0, steps: int | None = None) -> dict[str, Any]:
+        """How a finished system was made: `train_seconds` (of its last part, where it was resumed), commit,
+        machine.
+        """
+        kept = json.loads((self.folder(name, seed=seed, steps=steps) / "scores.json").read_text())
+        return {k: kept[k] for k in ("train_seconds", "commit", "hardware", "torch")}
 
     def folder(self, name: str, *, seed: int = 0, steps: int | None = None) -> Path:
         """Where a system's run is."""

@@ -81,11 +81,11 @@ def commit_of_tree() -> str:
     return done.stdout.strip()
 
 
-def write_json(values: object, path: Path) -> None:
-    """Write JSON under a temporary name, then rename."""
+def write_json(values: object, path: Path, *, indent: int | None = 1) -> None:
+    """Write JSON under a temporary name, then rename; without `indent` in one line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(json.dumps(values, indent=1) + "\n")
+    temporary.write_text(json.dumps(values, indent=indent) + "\n")
     os.replace(temporary, path)
 
 

@@ -26,6 +26,7 @@ Runs = list[tuple[QueryRecord, ...]]
 """The records of one system, a seed each."""
 
 SYSTEMS = ("GT-Rand", "Box-Rand", "L-baseline", "C-baseline", "M-baseline")
+TRAINED = (*SYSTEMS[2:], *CONTENDING)
 CONTENDERS = ("GroundingOcc", "GroundingOcc-Refine", "VLM-Occ", "VLM-Occ-Refine")
 GROUPS: dict[str, Callable[[QueryRecord], bool]] = {
     "unique": lambda r: r.unique,
@@ -129,7 +130,7 @@ def keep_references(contest: Contest) -> Path:
 def table2_runs(contest: Contest) -> dict[str, Runs]:
     """The records of every system of Table II, trained where they are not yet; none of what is missing."""
     runs = references(contest)
-    for name in (*SYSTEMS[2:], *CONTENDING):
+    for name in TRAINED:
         scores = [contest.scored(name, seed=seed) for seed in contest.seeds_of(name)]
         runs[name] = [s.plain for s in scores]
         if name in CONTENDING:
@@ -188,7 +189,6 @@ def protocol(contest: Contest, runs: dict[str, Runs]) -> dict[str, object]:
     for index in range(min(len(contest.validation), 20)):
         for query in contest.validation[index].queries:
             digest.update(repr((query.text, query.targets)).encode())
-    trained = [*SYSTEMS[2:], "GroundingOcc", "VLM-Occ"]
     return {
         "config": asdict(config),
         "steps": config.steps,
@@ -204,15 +204,28 @@ def protocol(contest: Contest, runs: dict[str, Runs]) -> dict[str, object]:
         "ablation_answers": "occupied voxels in the predicted box (docs/paper-notes.md)",
         "multi_frame": config.camera_frames,
         "train_seconds": {
-            name: contest.train_seconds(name, seed=contest.seeds_of(name)[0])
-            for name in trained
+            name: contest.made(name, seed=contest.seeds_of(name)[0])["train_seconds"]
+            for name in TRAINED
             if contest.seeds_of(name)
         },
+        "runs": [
+            {"system": name, "seed": seed, "steps": steps, **contest.made(name, seed=seed, steps=steps)}
+            for name, seed, steps in finished(contest)
+        ],
         "seeds_asked": config.seeds,
         "missing": [name for name, records in runs.items() if not records],
         "paper": {"table2": PAPER_TABLE2, "table3": TABLE3, "table4": TABLE4},
         **circumstances(),
     }
+
+
+def finished(contest: Contest) -> list[tuple[str, int, int]]:
+    """System, seed and steps of each run that the tables rest on."""
+    steps = contest.config.ablation_steps or contest.config.steps
+    runs = [(name, seed, contest.config.steps) for name in TRAINED for seed in contest.seeds_of(name)]
+    for _, name, *_ in (*TABLE3, *TABLE4):
+        runs += [(name, seed, steps) for seed in contest.seeds_of(name, steps=steps)[:1]]
+    return list(dict.fromkeys(runs))
 
 
 def percent(value: object) -> str:
