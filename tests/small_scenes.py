@@ -10,17 +10,8 @@ import torch
 from torch import Tensor
 
 from vlm_occ.geometry import invert_rigid, points_in_boxes, project, rigid, rotation_z
-from vlm_occ.types import (
-    FREE,
-    CameraRig,
-    Frame,
-    GroundingQuery,
-    LabelledScene,
-    Scene,
-    SceneLabels,
-    SituationQuery,
-    VoxelGrid,
-)
+from vlm_occ.situated import SituationQuery
+from vlm_occ.types import FREE, CameraRig, Frame, GroundingQuery, LabelledScene, Scene, SceneLabels, VoxelGrid
 from vlm_occ.voxels import voxels_in_box
 
 GRID = VoxelGrid(origin=(-8.0, -8.0, -1.0), voxel_size=0.4, shape=(40, 40, 8))

@@ -25,7 +25,7 @@ from vlm_occ.heads.anchored import (
     mention_spans,
 )
 from vlm_occ.heads.situation import circular_mean
-from vlm_occ.types import FACINGS, MENTIONS, PLACE_FRAMES, SituationQuery
+from vlm_occ.situated import FACINGS, MENTIONS, PLACE_FRAMES, SituationQuery
 
 SURE = 60.0
 

@@ -17,7 +17,8 @@ from vlm_occ.cli import main
 from vlm_occ.eval import spatial_report
 from vlm_occ.eval.spatial import Answered, LaidOut, Located, evaluate_spatial_scene
 from vlm_occ.eval.spatial_figures import layout_figures, localisation_figures, qa_figures, uncertainty_figures
-from vlm_occ.types import LabelledScene, SpatialQuestion
+from vlm_occ.situated import SpatialQuestion
+from vlm_occ.types import LabelledScene
 
 
 def located(

@@ -18,6 +18,7 @@ from vlm_occ.data.occ3d import labels_path, read_labels
 from vlm_occ.data.simulator.rig import LIDAR_POSITION, nuscenes_rig
 from vlm_occ.data.talk2car import box_in_ego, read_commands
 from vlm_occ.geometry import project, rigid, rotation_z
+from vlm_occ.situated import SituationQuery
 from vlm_occ.types import (
     FREE,
     TALK2OCC_CLASSES,
@@ -26,7 +27,6 @@ from vlm_occ.types import (
     LabelledScene,
     Scene,
     SceneLabels,
-    SituationQuery,
     VoxelGrid,
 )
 from vlm_occ.voxels import voxels_in_box

@@ -10,7 +10,7 @@ from pathlib import Path
 import vlm_occ
 
 LAYERS = {
-    0: ("types", "geometry", "voxels", "config", "weights", "raycast", "timing"),
+    0: ("types", "situated", "geometry", "voxels", "config", "weights", "raycast", "timing"),
     1: ("encoders", "heads", "losses", "data", "render", "eval.metrics", "chat"),  # chat knows types only
     2: ("language",),
     3: ("models",),

@@ -26,7 +26,8 @@ from vlm_occ.data.simulator.phrases import Speaker, answer_one
 from vlm_occ.data.simulator.predicates import CLASS_OF
 from vlm_occ.data.simulator.situations import write_situations
 from vlm_occ.data.simulator.wordings import ADJECTIVES, FRAMES, NUMBERS, ORDINALS, PHRASES, SITUATIONS
-from vlm_occ.types import COLOURS, TALK2OCC_CLASSES, GroundingQuery, QueryKind, SituationQuery
+from vlm_occ.situated import SituationQuery
+from vlm_occ.types import COLOURS, TALK2OCC_CLASSES, GroundingQuery, QueryKind
 
 VARIANTS = {
     "car": ("sedan", "suv", "van", "hatchback", "pickup"),

@@ -17,7 +17,8 @@ from vlm_occ.data.simulator.lexicon import Lexicon
 from vlm_occ.data.simulator.objects import ObjectFacts
 from vlm_occ.data.simulator.question_words import QUESTIONS
 from vlm_occ.data.simulator.questions import CATEGORIES, ask_about, write_questions
-from vlm_occ.types import COLOURS, NO_SITUATION, SpatialQuestion
+from vlm_occ.situated import NO_SITUATION, SpatialQuestion
+from vlm_occ.types import COLOURS
 
 LEXICONS: tuple[Lexicon, ...] = ("train", "heldout")
 

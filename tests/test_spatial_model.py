@@ -25,10 +25,8 @@ from vlm_occ.models.spatial_batch import depth_of, lidar_depth, make_spatial_bat
 from vlm_occ.models.turns import situation_text
 from vlm_occ.objectives import grounding_terms
 from vlm_occ.objectives_spatial import SPATIAL_WEIGHTS, situation_truth, spatial_terms
-from vlm_occ.types import (
-    LabelledScene,
-    Situation,
-)
+from vlm_occ.situated import Situation
+from vlm_occ.types import LabelledScene
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from vlm_occ.data.spatial_readers import (
     yaw_of_direction,
     yaw_of_quaternion,
 )
-from vlm_occ.types import NO_SITUATION
+from vlm_occ.situated import NO_SITUATION
 
 DATA = Path(os.environ.get("VLM_OCC_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -21,9 +21,10 @@ from vlm_occ.objectives_spatial import SPATIAL_WEIGHTS
 from vlm_occ.run_model import initial_model, trainable
 from vlm_occ.run_scenes import StepScenes, draw_turns
 from vlm_occ.run_state import weight_names
+from vlm_occ.situated import SituationQuery
 from vlm_occ.train import train
 from vlm_occ.training_module import TrainingModule
-from vlm_occ.types import LabelledScene, SituationQuery
+from vlm_occ.types import LabelledScene
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,7 +12,8 @@ from tiny_runs import PERCEPTION
 from vlm_occ.config import LoraSettings, ModelConfig, SpatialConfig
 from vlm_occ.data.video import Video, video_scene
 from vlm_occ.models.adapter import VLMOcc
-from vlm_occ.types import LabelledScene, Scene, SceneDepth, SituationQuery, SpatialQuestion, VoxelGrid
+from vlm_occ.situated import SituationQuery, SpatialQuestion
+from vlm_occ.types import LabelledScene, Scene, SceneDepth, VoxelGrid
 
 QUESTION = SpatialQuestion(
     "1", "s", "how many cars are there?", ("2",), "counting", "I stand here", (1.0, -2.0, 0.0), 3.0

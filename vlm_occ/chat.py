@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, cast, runtime_checkable
 
-from vlm_occ.types import GroundingResult, SceneState, Situation
+from vlm_occ.situated import Situation
+from vlm_occ.types import GroundingResult, SceneState
 
 REMEMBERED = 3  # turns that a question is read with; more would push the scene out of a small model's mind
 

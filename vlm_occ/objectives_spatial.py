@@ -23,7 +23,8 @@ from vlm_occ.losses.situation import (
 )
 from vlm_occ.models.spatial import SpatialOutput
 from vlm_occ.models.spatial_batch import scene_layout_targets
-from vlm_occ.types import FACINGS, MENTIONS, PLACE_FRAMES, SceneLabels, SituationParts
+from vlm_occ.situated import FACINGS, MENTIONS, PLACE_FRAMES, SituationParts
+from vlm_occ.types import SceneLabels
 
 if TYPE_CHECKING:
     from vlm_occ.models.adapter import VLMOcc

@@ -6,7 +6,8 @@ import math
 from dataclasses import replace
 
 from vlm_occ.data.simulator.lexicon import flip_text
-from vlm_occ.types import LabelledScene, SceneDepth, SituationParts, SituationQuery, SpatialQuestion
+from vlm_occ.situated import SituationParts, SituationQuery, SpatialQuestion
+from vlm_occ.types import LabelledScene, SceneDepth
 
 
 def mirror_questions(questions: tuple[SpatialQuestion, ...]) -> tuple[SpatialQuestion, ...]:

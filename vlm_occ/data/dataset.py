@@ -15,6 +15,7 @@ from vlm_occ.data.nuscenes import read_images, read_points
 from vlm_occ.data.occ3d import read_labels
 from vlm_occ.data.talk2occ_frames import HISTORY
 from vlm_occ.data.talk2occ_index import Record, read_summary, read_table
+from vlm_occ.situated import SituationQuery
 from vlm_occ.types import (
     COLOURS,
     TALK2OCC_CLASSES,
@@ -25,7 +26,6 @@ from vlm_occ.types import (
     QueryKind,
     Scene,
     SceneLabels,
-    SituationQuery,
 )
 
 IndexSplit = Literal["train", "val", "test"]

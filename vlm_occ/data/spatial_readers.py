@@ -24,7 +24,7 @@ from vlm_occ.data.rows import (
     texts_of,
     triple,
 )
-from vlm_occ.types import SpatialQuestion
+from vlm_occ.situated import SpatialQuestion
 
 
 def yaw_of_quaternion(x: float, y: float, z: float, w: float) -> float:

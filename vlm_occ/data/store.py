@@ -22,17 +22,15 @@ from vlm_occ.data.simulator.questions import write_questions
 from vlm_occ.data.simulator.scene import simulate_details, split_seed
 from vlm_occ.data.simulator.situations import write_situations
 from vlm_occ.data.simulator.views import appearances, drive_views, kept_views, save_views
+from vlm_occ.situated import Mention, SituationParts, SituationQuery
 from vlm_occ.types import (
     CameraRig,
     Frame,
     GroundingQuery,
     LabelledScene,
-    Mention,
     QueryPart,
     Scene,
     SceneLabels,
-    SituationParts,
-    SituationQuery,
     VoxelGrid,
 )
 

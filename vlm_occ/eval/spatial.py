@@ -11,7 +11,8 @@ from torch import Tensor
 from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.models.batch import video_frames
 from vlm_occ.models.spatial_batch import depth_of, scene_layout_targets
-from vlm_occ.types import LabelledScene, SpatialQuestion
+from vlm_occ.situated import SpatialQuestion
+from vlm_occ.types import LabelledScene
 
 ANSWER_TOKENS = 24
 """The longest answer is a description of an object."""

@@ -19,8 +19,8 @@ from vlm_occ.eval.spatial_figures import (
     uncertainty_figures,
 )
 from vlm_occ.models.adapter import VLMOcc
+from vlm_occ.situated import SituationQuery
 from vlm_occ.timing import default_device
-from vlm_occ.types import SituationQuery
 
 SENTENCES = 8
 """Situations, and as many questions, of each scene in each of the two lexicons."""

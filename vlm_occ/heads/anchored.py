@@ -19,7 +19,7 @@ from torch.nn import functional
 from vlm_occ.heads.layout import BirdsEyeEstimate
 from vlm_occ.heads.situation import ORIENTATION_BINS, orientation_bins
 from vlm_occ.heads.words import WordPool
-from vlm_occ.types import FACINGS, MENTIONS, PLACE_FRAMES, Facing
+from vlm_occ.situated import FACINGS, MENTIONS, PLACE_FRAMES, Facing
 
 STEP, REACH = 0.5, 20.0
 """Metres between the amounts that an offset may have along an axis, and the largest one."""

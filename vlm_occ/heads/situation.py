@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_occ.heads.layout import BirdsEyeEstimate, split_estimate, to_reference_frame
-from vlm_occ.types import Situation
+from vlm_occ.situated import Situation
 
 ORIENTATION_BINS = 36
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast, overload
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from vlm_occ.chat import Chat
 from vlm_occ.config import ModelConfig
-from vlm_occ.data.scenes import check_query
 from vlm_occ.data.video import is_calibrated
 from vlm_occ.encoders.inputs import prepare_scene
 from vlm_occ.encoders.pose import PoseEncoder
@@ -19,27 +18,24 @@ from vlm_occ.encoders.refine import CODE_CHANNELS
 from vlm_occ.encoders.sight import Sight, SightProjector
 from vlm_occ.encoders.voxel_tokens import DESCRIBED_CHANNELS, VoxelProjector, described, score_tokens
 from vlm_occ.heads.box import BoxHead, JointState, PointerHead, TokenState
-from vlm_occ.heads.factors import FactorHead, Factors
+from vlm_occ.heads.factors import FactorHead
 from vlm_occ.heads.occupancy import ObjectMaskHead
-from vlm_occ.heads.words import QueryStates, WordEncoder, read_queries
+from vlm_occ.heads.words import WordEncoder
 from vlm_occ.language.backbones import Backbone
 from vlm_occ.language.full import train_whole
 from vlm_occ.language.known_words import KnownWords
 from vlm_occ.language.loading import load_backbone
-from vlm_occ.language.prefixes import Prefix, PrefixState
-from vlm_occ.language.rewording import readings
+from vlm_occ.language.prefixes import Prefix
 from vlm_occ.language.vision_tokens import vision_tokens
 from vlm_occ.models.batch import Batch, GroundingOutput, SceneStates, VideoFrames, video_frames
-from vlm_occ.models.decoding import best_overlap, decode_objects, object_masks, pairs_to_decode
-from vlm_occ.models.describe import describe
+from vlm_occ.models.decoding import decode_objects, pairs_to_decode
 from vlm_occ.models.perception import Perception, PerceptionOutput, SceneTokens
 from vlm_occ.models.saving import Saving
 from vlm_occ.models.sighted import batch_sights, encoded_sight
-from vlm_occ.models.spatial import SpatialAnswers, check_groundable, spatial_output
+from vlm_occ.models.spatial import SpatialAnswers, spatial_output
 from vlm_occ.models.spatial_heads import SpatialHeads
 from vlm_occ.models.turns import batch_turns
-from vlm_occ.types import GroundedObject, GroundingResult, Scene, SceneState
-from vlm_occ.voxels import voxels_in_box
+from vlm_occ.types import Scene, SceneState
 
 
 class VLMOcc(SpatialAnswers, Saving, nn.Module):
@@ -145,16 +141,6 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
             states.append(own)
         return states
 
-    def _read(self, states: Sequence[Tensor], ids: Sequence[tuple[Tensor, int]]) -> QueryStates:
-        """What the heads read of queries whose final states are [l, D]: all up to <|ground|>."""
-        words = [self.backbone.word_embeddings(row[: place + 1]) for row, place in ids]
-        return read_queries(states, words, self.ground_norm)
-
-    def _point(self, tokens: Tensor, boxes: Tensor, query: QueryStates) -> Factors:
-        """Scores of voxel tokens [N, width] with boxes [N, 7], by factor and in all."""
-        factors = self.factors(self._encoded(query), query.valid, tokens, boxes)
-        return replace(factors, logits=factors.logits + self.pointer(query.ground, tokens))
-
     def _prefix(self, frames: VideoFrames, tokens: SceneTokens) -> Prefix:
         count = len(tokens.features) if self.config.voxel_tokens else 0
         return self.backbone.build_prefix(frames.images, count, pose=self.config.pose_source != "none")
@@ -206,101 +192,9 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
         )
         return self.with_layout(state, scene, frames, prefix, sight)
 
-    @overload
-    def ground(self, state: SceneState, query: str, *, refine: bool = ...) -> GroundingResult: ...
-    @overload
-    def ground(
-        self, state: SceneState, query: list[str] | tuple[str, ...], *, refine: bool = ...
-    ) -> list[GroundingResult]: ...
-
-    @torch.no_grad()
-    def ground(
-        self, state: SceneState, query: str | list[str] | tuple[str, ...], *, refine: bool = False
-    ) -> GroundingResult | list[GroundingResult]:
-        """Ground one query or a list of them in an encoded scene; `refine` cuts voxels to the predicted
-        box.
-        """
-        queries = [check_query(text) for text in ([query] if isinstance(query, str) else query)]
-        understood = self.understood(state, queries)
-        asked = self.query_states(state, understood)
-        scores = self.state_scores(state, asked)
-        results = [
-            replace(
-                self.answer(state, text, ground, row, self.chosen_tokens(row), refine=refine), read_as=read
-            )
-            for text, read, ground, row in zip(queries, understood, asked.ground, scores, strict=True)
-        ]
-        return results[0] if isinstance(query, str) else results
-
-    @torch.no_grad()
-    def understood(self, state: SceneState, queries: Sequence[str]) -> list[str]:
-        """Queries in words that training knew; as they are where all words are known, or none are kept.
-
-        Of several readings the one whose share of the belief times its best score in this scene is greatest:
-        what is there tells what was meant.
-        """
-        if self.known is None:
-            return list(queries)
-        options = [readings(self.known, self.backbone, text) for text in queries]
-        doubtful = [(row, reading) for row, own in enumerate(options) if len(own) > 1 for reading in own]
-        chosen, worth = [own[0].text for own in options], [0.0] * len(options)
-        if doubtful and len(state.token_boxes):
-            best = self.token_scores(state, [reading.text for _, reading in doubtful]).amax(1).tolist()
-            for (row, reading), score in zip(doubtful, best, strict=True):
-                if reading.share * score > worth[row]:
-                    chosen[row], worth[row] = reading.text, reading.share * score
-        return chosen
-
-    @torch.no_grad()
-    def token_scores(self, state: SceneState, queries: Sequence[str]) -> Tensor:
-        """Scores in (0, 1) of every voxel token for every query: [Q, N]."""
-        return self.state_scores(state, self.query_states(state, queries))
-
-    @torch.no_grad()
-    def state_scores(self, state: SceneState, query: QueryStates) -> Tensor:
-        """Scores [Q, N] of every voxel token for what `query_states` gave."""
-        return self._point(state.token_states, state.token_boxes, query).scores()
-
-    def chosen_tokens(self, scores: Tensor) -> Tensor:
-        """Rows of the tokens whose score [N] passes the threshold and the ratio to the best, best first."""
-        best = float(scores.max()) if len(scores) else 0.0
-        cut = max(self.config.score_threshold, self.config.score_ratio * best)
-        rows = (scores > cut).nonzero()[:, 0]
-        return rows[scores[rows].argsort(descending=True)]
-
-    @torch.no_grad()
-    def query_states(self, state: SceneState, queries: Sequence[str]) -> QueryStates:
-        """What the heads read of queries, run together on the scene's cache."""
-        check_groundable(state)
-        ids = [self.backbone.query_ids(text) for text in queries]
-        hidden = self.backbone.forward_queries(cast(PrefixState, state.language), [i for i, _ in ids])
-        return self._read(hidden, ids)
-
     def _token_states(self, states: Tensor, tokens: SceneTokens) -> Tensor:
         """What the heads know of a scene's voxel tokens [N, width]."""
         return self.token_state(states, tokens.features, described(tokens.attributes, tokens.candidates.box))
-
-    @torch.no_grad()
-    def answer(
-        self, state: SceneState, query: str, ground: Tensor, scores: Tensor, rows: Tensor, *, refine: bool
-    ) -> GroundingResult:
-        """The answer if a query of state `ground` [D] and `scores` [N] means the voxel tokens `rows` [K]."""
-        objects: list[GroundedObject] = []
-        if len(rows):
-            codes = state.token_codes[rows]
-            joint = self.joint(ground.expand(len(rows), -1), state.token_states[rows], codes)
-            boxes = self.box(joint, state.token_boxes[rows])
-            centers = state.grid.center_of(state.voxel_index)
-            masks = object_masks(self.mask, joint, boxes, centers, state.voxel_features)
-            for row, box, (window, logits) in zip(rows.tolist(), boxes, masks, strict=True):
-                occupancy = torch.zeros_like(state.occupancy)
-                chosen = state.voxel_index[window[best_overlap(logits)]]
-                occupancy[chosen[:, 0], chosen[:, 1], chosen[:, 2]] = True
-                if refine:
-                    occupancy = state.occupancy & voxels_in_box(box, state.grid)
-                objects.append(GroundedObject(occupancy, box, float(scores[row])))
-        text = describe(objects, [int(state.token_labels[row]) for row in rows.tolist()])
-        return GroundingResult(query, text, tuple(objects), state.occupancy, state.grid)
 
     def chat(self, scene: Scene) -> Chat:
         """A conversation about a scene, which is encoded now and once."""

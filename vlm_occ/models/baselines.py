@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, overload
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -34,17 +34,11 @@ from vlm_occ.models.paper_batch import (
     SceneView,
     SentenceOutput,
 )
-from vlm_occ.models.sensors import PaperSensors, SceneFeatures, TrunkFeatures, TrunkSensors
+from vlm_occ.models.sensors import KeepsFeatures, PaperSensors, SceneFeatures, TrunkFeatures, TrunkSensors
 from vlm_occ.types import GroundingResult, Scene, VoxelGrid
 
 SENTENCES_AT_ONCE = 4
 """Sentences that `ground` decodes together: each needs about 0.1 GB at the nano scale."""
-
-
-class KeepsFeatures(Protocol):
-    """What the frozen trunk says of scenes by name; `vlm_occ.models.kept_features` has one."""
-
-    def __call__(self, inputs: Sequence[SceneInputs], names: Sequence[str], /) -> TrunkFeatures: ...
 
 
 class Baseline(nn.Module):

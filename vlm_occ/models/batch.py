@@ -15,7 +15,8 @@ from vlm_occ.encoders.sight import Sight
 from vlm_occ.geometry import invert_rigid
 from vlm_occ.heads.factors import Factors
 from vlm_occ.models.perception import PerceptionOutput
-from vlm_occ.types import CAMERAS, GroundingQuery, LabelledScene, Scene, SceneDepth, SituationParts
+from vlm_occ.situated import SituationParts
+from vlm_occ.types import CAMERAS, GroundingQuery, LabelledScene, Scene, SceneDepth
 
 if TYPE_CHECKING:
     from vlm_occ.models.spatial import SpatialOutput

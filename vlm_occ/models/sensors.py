@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +88,12 @@ class PaperSensors(nn.Module):
             levels = tuple(self.pyramid(maps))
         volume = self.lidar(list(inputs.points)) if self.config.lidar else None
         return SceneFeatures(levels, volume, None, None, None)
+
+
+class KeepsFeatures(Protocol):
+    """What the frozen trunk says of scenes by name; `vlm_occ.models.kept_features` has one."""
+
+    def __call__(self, inputs: Sequence[SceneInputs], names: Sequence[str], /) -> TrunkFeatures: ...
 
 
 class TrunkSensors(nn.Module):

@@ -8,17 +8,15 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from vlm_occ.config import ModelConfig
 from vlm_occ.data.scenes import check_query
 from vlm_occ.data.video import is_calibrated
 from vlm_occ.encoders.pose import PoseEncoder
 from vlm_occ.encoders.refine import CODE_CHANNELS
 from vlm_occ.encoders.sight import Sight
 from vlm_occ.heads.anchored import ReadSituation
-from vlm_occ.heads.factors import FactorHead
 from vlm_occ.heads.layout import (
     BirdsEyeEstimate,
     to_reference_frame,
@@ -27,17 +25,17 @@ from vlm_occ.heads.situation import (
     decode_situation,
     situation_to_reference,
 )
-from vlm_occ.heads.words import QueryStates, WordEncoder, read_queries
-from vlm_occ.language.backbones import Backbone
-from vlm_occ.language.known_words import KnownWords
+from vlm_occ.heads.words import read_queries
 from vlm_occ.language.prefixes import Prefix, PrefixState
 from vlm_occ.language.rewording import plain
 from vlm_occ.language.vision_tokens import vision_tokens
 from vlm_occ.models.batch import SceneStates, SpatialTurn, VideoFrames, video_frames
 from vlm_occ.models.first_view import from_reference, scene_frame
+from vlm_occ.models.grounding import GroundingAnswers
 from vlm_occ.models.spatial_heads import SpatialHeads
 from vlm_occ.models.turns import TurnIds, named_spans, situation_text, turn_ids
-from vlm_occ.types import MENTIONS, Layout, Scene, SceneState, Situation
+from vlm_occ.situated import MENTIONS, Situation
+from vlm_occ.types import Layout, Scene, SceneState
 
 WHERE = "Where am I?"
 """The question of a situation that is only to be found."""
@@ -90,27 +88,11 @@ def spatial_output(
     )
 
 
-def check_groundable(state: SceneState) -> None:
-    """ValueError where nothing can be grounded in an encoded scene."""
-    if not state.calibrated:
-        raise ValueError(
-            f"nothing can be grounded in the plain video {state.name!r}: grounding needs a pose source, that "
-            "is cameras of known calibration and poses (a keyframe folder or nuscenes:ROOT:TOKEN); use ask "
-            "or locate"
-        )
-
-
-class SpatialAnswers:
+class SpatialAnswers(GroundingAnswers):
     """`locate`, `ask`, the layout and the pose tokens of VLMOcc."""
 
-    backbone: Backbone
-    config: ModelConfig
     spatial: SpatialHeads | None
     pose: PoseEncoder
-    ground_norm: nn.LayerNorm
-    word_encoder: WordEncoder
-    factors: FactorHead
-    known: KnownWords | None
 
     @property
     @abstractmethod
@@ -250,12 +232,6 @@ class SpatialAnswers:
             for places in ([turn.position for turn in turns], [turn.orientation for turn in turns])
         )
         return PlacedTurns(*heads.place(read, objects, first, car, where, facing), read, objects)
-
-    def _encoded(self, query: QueryStates) -> Tensor:
-        """Words [Q, l, W] as the heads read them."""
-        dtype, device = self.backbone.dtype, query.states.device.type
-        with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
-            return self.word_encoder(query)
 
     @torch.no_grad()
     def ask(

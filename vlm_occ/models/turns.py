@@ -10,7 +10,7 @@ from torch import Tensor
 from vlm_occ.heads.anchored import mention_spans
 from vlm_occ.language.backbones import Backbone
 from vlm_occ.models.batch import Batch, SpatialTurn
-from vlm_occ.types import MENTIONS, NO_SITUATION, Situation
+from vlm_occ.situated import MENTIONS, NO_SITUATION, Situation
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from vlm_occ.data.simulator.phrases import Speaker
 from vlm_occ.data.simulator.predicates import NOUN_OF
 from vlm_occ.data.simulator.question_words import QUESTIONS
 from vlm_occ.data.simulator.situations import write_situations
-from vlm_occ.types import TALK2OCC_CLASSES, SituationQuery, SpatialQuestion
+from vlm_occ.situated import SituationQuery, SpatialQuestion
+from vlm_occ.types import TALK2OCC_CLASSES
 
 Point = tuple[float, float]
 Appearances = Sequence[tuple[int, int] | None]

@@ -39,7 +39,8 @@ from vlm_occ.data.simulator.questions_situated import (
     situated_distance,
 )
 from vlm_occ.data.simulator.wordings import PHRASES
-from vlm_occ.types import COLOURS, TALK2OCC_CLASSES, SpatialQuestion
+from vlm_occ.situated import SpatialQuestion
+from vlm_occ.types import COLOURS, TALK2OCC_CLASSES
 
 CATEGORIES = (
     "counting", "existence", "attribute", "relative direction", "relative distance", "distance",

@@ -32,11 +32,7 @@ from vlm_occ.data.simulator.standing import (
     marked,
     unmarked,
 )
-from vlm_occ.types import (
-    MentionRole,
-    SituationParts,
-    SituationQuery,
-)
+from vlm_occ.situated import MentionRole, SituationParts, SituationQuery
 
 _ATTEMPTS = 25
 _DISTANCES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)

@@ -15,7 +15,8 @@ from vlm_occ.data.simulator.objects import ObjectFacts
 from vlm_occ.data.simulator.phrases import Speaker
 from vlm_occ.data.simulator.predicates import TWO_WHEELERS, VEHICLES
 from vlm_occ.data.simulator.wordings import NUMBERS, SITUATIONS
-from vlm_occ.types import TALK2OCC_CLASSES, Facing, Mention, MentionRole, PlaceFrame, SituationParts
+from vlm_occ.situated import Facing, Mention, MentionRole, PlaceFrame, SituationParts
+from vlm_occ.types import TALK2OCC_CLASSES
 
 Point = tuple[float, float]
 REACH = 30.0

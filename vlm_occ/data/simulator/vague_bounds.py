@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vlm_occ.data.simulator import situations, standing
 from vlm_occ.data.simulator.lexicon import Lexicon
 from vlm_occ.data.simulator.objects import ObjectFacts
-from vlm_occ.types import SituationParts, SituationQuery
+from vlm_occ.situated import SituationParts, SituationQuery
 
 _DRAWS = 20_000
 _LEAST = 50
