@@ -20,6 +20,7 @@ from vlm_occ.eval.contest_config import ContestConfig
 from vlm_occ.eval.figure6 import choose
 from vlm_occ.eval.metrics import QueryRecord
 from vlm_occ.eval.tables import GROUPS, PAPER_TABLE2, figures, format_tables, intervals, paired
+from vlm_occ.models.checkpoint import write_shards
 from vlm_occ.models.references import RandomReference
 from vlm_occ.types import GroundingQuery
 from vlm_occ.voxels import voxels_in_box
@@ -72,6 +73,7 @@ def config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ContestConfig:
     items = [replace(scene, queries=(*scene.queries, several)), tiny_scene(seed=1)]
     monkeypatch.setattr(Contest, "scenes", lambda self, split: items)
     monkeypatch.setattr(contests, "trunk_config", lambda name, frames: PerceptionConfig())
+    monkeypatch.setattr(contests, "trunk_digest", lambda name: f"weights of {name.split('/')[-1]}")
 
     def trained(self: Contest, name: str, *, seed: int = 0, steps: int | None = None) -> RandomReference:
         made.append((name, seed, steps or self.config.steps))
@@ -119,6 +121,23 @@ def test_a_finished_system_is_kept_and_other_settings_are_refused(config: Contes
     assert again == first and made == [("GroundingOcc", 0, 5)]
     with pytest.raises(ValueError, match="queries_per_scene = 16, this one asks for 8"):
         Contest(replace(config, queries_per_scene=8))
+    Contest(replace(config, trunk="elsewhere/trunk", pool="elsewhere"))
+    with pytest.raises(
+        ValueError, match="trunk_sha256 = weights of trunk, this one asks for weights of other"
+    ):
+        Contest(replace(config, trunk="other"))
+
+
+def test_a_trunk_is_known_by_its_own_weights(tmp_path: Path) -> None:
+    def digest(name: str, **weights: float) -> str:
+        (folder := tmp_path / name).mkdir()
+        write_shards({k.replace("_", "."): torch.tensor(v) for k, v in weights.items()}, folder)
+        (folder / "config.json").write_text("{}")
+        return contests.trunk_digest(str(folder))
+
+    first = digest("first", perception_x=1.0, mask_x=1.0)
+    assert digest("moved", perception_x=1.0, mask_x=2.0, box_x=1.0) == first
+    assert digest("trained", perception_x=1.5, mask_x=1.0) != first
 
 
 def test_the_budget_doubles_until_the_best_system_is_good_enough(

@@ -41,6 +41,7 @@ def contest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Contest:
     monkeypatch.setattr(Contest, "scenes", lambda self, split: [tiny_scene(), tiny_scene(seed=1)])
     monkeypatch.setattr(Contest, "trained", trained)
     monkeypatch.setattr(contests, "trunk_config", lambda name, frames: PerceptionConfig())
+    monkeypatch.setattr(contests, "trunk_digest", lambda name: f"weights of {name.split('/')[-1]}")
     monkeypatch.setattr(tabling, "costs", lambda contest: {})
     return Contest(ContestConfig("trunk", out=str(tmp_path / "contest"), steps=5, seeds=2, draws=20))
 

@@ -6,6 +6,7 @@ object, in training and in scoring, as in Talk2Occ.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from vlm_occ.eval.evaluate import Scenes
 from vlm_occ.eval.report import circumstances, write_json
 from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.models.baselines import Baseline
-from vlm_occ.models.checkpoint import find_checkpoint, read_config
+from vlm_occ.models.checkpoint import find_checkpoint, read_config, read_shards
 from vlm_occ.models.groundingocc_config import GroundingOccConfig, baseline, table3, table4
 from vlm_occ.models.load import load_model
 from vlm_occ.paper_train import PaperTrainConfig, train_paper
@@ -49,6 +50,7 @@ class Contest:
         """Write the contest's settings, or compare them with those that are there."""
         path = self.out / "contest.json"
         ours = {k: v for k, v in asdict(self.config).items() if k not in FREE_TO_CHANGE}
+        ours["trunk_sha256"] = trunk_digest(self.config.trunk)
         if not path.exists():
             write_json(ours, path)
         theirs = json.loads(path.read_text())
@@ -259,3 +261,13 @@ def trunk_config(name: str, camera_frames: int) -> PerceptionConfig:
     if folder is None:
         raise ValueError(f"--trunk {name!r} has no trained weights; give a checkpoint of stage 'perception'")
     return replace(read_config(folder)[0].perception, camera_frames=camera_frames)
+
+
+def trunk_digest(name: str) -> str:
+    """A sum over the trunk's weights in a checkpoint, wherever it lies and whatever else it holds."""
+    folder, digest = find_checkpoint(name), hashlib.sha256()
+    assert folder is not None  # `trunk_config` has looked
+    for key, value in sorted(read_shards(folder).items()):
+        if key.startswith("perception."):
+            digest.update(key.encode() + value.float().numpy().tobytes())
+    return digest.hexdigest()

@@ -59,10 +59,11 @@ class ContestConfig:
 CONTENDING = ("GroundingOcc", "VLM-Occ")
 """Systems that are trained with several seeds."""
 FREE_TO_CHANGE = (
+    *("trunk", "pool", "keep_features"),
     *("out", "steps", "ablation_steps", "until", "most_steps", "seeds"),
     *("reference_seeds", "draws", "pictures", "save_every", "until_time", "assemble", "costs"),
 )
-"""Fields that may differ when a contest goes on in its folder."""
+"""Fields that may differ when a contest goes on in its folder; of the trunk its weights count."""
 
 
 def contest_config(fields: Mapping[str, str], **defaults: object) -> ContestConfig:
