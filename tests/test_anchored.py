@@ -8,7 +8,7 @@ from itertools import combinations_with_replacement, pairwise
 
 import pytest
 import torch
-from test_simulator_language import random_facts
+from random_facts import random_facts
 from torch import Tensor
 
 from vlm_occ.data.augment_spatial import mirror_situations

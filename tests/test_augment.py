@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from random_facts import random_facts
 from small_scenes import CAR, GRID, SIZE, assert_same, numbers, pixels_at, relative_poses, small_scene
 from test_anchored import oracle
-from test_simulator_language import random_facts
 from torch import Tensor
 
 from vlm_occ.data.augment import (

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_facts import random_facts
 from test_adapter import tiny
-from test_simulator_language import random_facts
 from tiny_models import save_tiny_llava
 
 from vlm_occ.data.simulator.grammar import write_queries

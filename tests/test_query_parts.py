@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from random_facts import random_facts, sample
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_scenes import small_scene
-from test_simulator_language import random_facts, sample
 
 from vlm_occ.data.simulator.grammar import compose, write_queries
 from vlm_occ.data.simulator.meaning import Attribute, Meaning, Order, Relation, SceneView

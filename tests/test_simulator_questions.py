@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
-from test_simulator_language import Naive, flipped, random_facts
+from random_facts import Naive, flipped, random_facts
 
 from vlm_occ.data.augment_spatial import mirror_questions
 from vlm_occ.data.simulator.asking import Asked
