@@ -27,9 +27,9 @@ def costs(contest: Contest) -> dict[str, dict[str, float]]:
     for name in ("L-baseline", "C-baseline", "M-baseline", "GroundingOcc", "VLM-Occ"):
         folder = contest.folder(name)
         path = folder / "cost.json"
-        if contest.config.assemble and not (folder / "final").exists():
-            continue
         if not path.exists():
+            if contest.config.assemble and not (folder / "final").exists():
+                continue
             write_json(cost_of(folder / "final", contest.config.sample_scene), path)
         result[name] = json.loads(path.read_text())
         if name in ("GroundingOcc", "VLM-Occ"):

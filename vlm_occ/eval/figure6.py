@@ -38,11 +38,14 @@ def choose(
 
 
 def draw_figure6(contest: Contest, folder: Path) -> list[Path]:
-    """One picture a sentence; only the first seed's models are asked. None where one of them is missing."""
+    """One picture a sentence; only the first seed's models are asked.
+
+    Where tables are assembled and one of the models is missing: the pictures that are there.
+    """
     if contest.config.assemble and not all(
         (contest.folder(name) / "final").exists() and 0 in contest.seeds_of(name) for name in DRAWN
     ):
-        return []
+        return sorted(folder.glob("*.png"))
     ours, theirs = contest.scored("VLM-Occ").plain, contest.scored("GroundingOcc").refined
     chosen = choose(ours, theirs, contest.config.pictures)
     if not chosen:
