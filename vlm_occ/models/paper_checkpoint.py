@@ -70,7 +70,7 @@ def save_system(system: Baseline, folder: Path) -> None:
 
 
 def find_system(name: str) -> Path | None:
-    """The folder of a system's name; None for one of NAMED while no trained weights of it are shipped."""
+    """The folder of a system's name; None for one of NAMED whose weights are not shipped."""
     if name not in NAMED:
         return find_checkpoint(name)
     shipped = Path(str(importlib.resources.files("vlm_occ"))) / "checkpoints" / name
@@ -78,7 +78,7 @@ def find_system(name: str) -> Path | None:
 
 
 def load_system(name: str) -> Baseline:
-    """The system of a checkpoint, or one of NAMED (untrained while no weights of it are shipped)."""
+    """The system of a checkpoint, or one of NAMED (untrained where its weights are not shipped)."""
     folder = find_system(name)
     if folder is None:
         if name not in NAMED:
