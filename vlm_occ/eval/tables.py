@@ -179,7 +179,7 @@ def tables(config: ContestConfig) -> dict[str, object]:
             if runs[name] and runs[rival]
         },
         "cost": costs(contest) if config.costs else {},
-        "pictures": [str(path) for path in draw_figure6(contest, Path(config.out) / "figure6")],
+        "pictures": [path.name for path in draw_figure6(contest, Path(config.out) / "figure6")],
     }
 
 
