@@ -242,7 +242,7 @@ def format_tables(result: dict) -> str:
         ours = "  ".join(f"{percent(g['acc25'])} {percent(g['acc50'])}" for g in groups.values())
         paper = PAPER_TABLE2.get(name)
         theirs = "  ".join(f"{v:6.2f}" for v in paper) if paper else "-"
-        low, high = (result["intervals"][name]["overall"] or {"acc25": [0.0, 1.0]})["acc25"]
+        low, high = (result["intervals"][name]["overall"] or {"acc25": (None, None)})["acc25"]
         lines.append(f"{name:20s} {ours} | {theirs}   [{percent(low)}, {percent(high)}]")
     for title, key, rows in (("III", "table3", TABLE3), ("IV", "table4", TABLE4)):
         lines.append(f"Table {title}: Acc@0.25 and Acc@0.5 in percent, ours | the paper's")
