@@ -86,7 +86,11 @@ def draw_columns(item: LabelledScene, query: int, found: dict[str, GroundingResu
             axes.imshow(draw_camera(item.scene, result, camera))
             axes.set_axis_off()
             axes.set_title(f"{name}, IoU {iou:.2f}", fontsize=14)
-        draw_birds_eye(result, figure.add_subplot(2, len(columns), len(columns) + place + 1))
+        above = figure.add_subplot(2, len(columns), len(columns) + place + 1)
+        draw_birds_eye(result, above)
+        above.set_title("")  # the sentence, which stands over all columns
+    figure.suptitle(f"“{sentence.text}”", fontsize=18, weight="bold", parse_math=False)
+    figure.subplots_adjust(left=0.03, right=0.99, bottom=0.07, top=0.9, wspace=0.08, hspace=0.02)
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png")
 
