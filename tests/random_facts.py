@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
-import pytest
 from shapely.geometry import Polygon
 
 from vlm_occ.data.simulator.grammar import compose
@@ -225,10 +222,3 @@ class Naive:
 def flipped(item: ObjectFacts) -> ObjectFacts:
     x, y, z, dx, dy, dz, yaw = item.box
     return replace(item, box=(x, -y, z, dx, dy, dz, -yaw), velocity=(item.velocity[0], -item.velocity[1]))
-
-
-def real_data() -> Path:
-    folder = Path(os.environ.get("VLM_OCC_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    if not (folder / "nuscenes_keyframe" / "keyframe.json").exists():
-        pytest.skip(f"no real keyframe in {folder}")
-    return folder

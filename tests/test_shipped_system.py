@@ -8,7 +8,6 @@ from pathlib import Path
 from vlm_occ.data.store import SimulatedScenes
 from vlm_occ.eval.contenders import Scores, score
 from vlm_occ.eval.contest import OneTarget
-from vlm_occ.models.baselines import Baseline
 from vlm_occ.models.groundingocc import GroundingOcc
 from vlm_occ.models.load import load_model
 
@@ -19,7 +18,7 @@ def test_the_shipped_groundingocc_answers_as_its_records_say() -> None:
     known = Scores.from_dict(json.loads(RECORDS.read_text()))
     scenes = OneTarget(SimulatedScenes("val", 3, num_frames=2, camera_frames=2, num_queries=6))
     system = load_model("groundingocc-nano")
-    assert isinstance(system, Baseline) and isinstance(system, GroundingOcc) and system.config.trained
+    assert isinstance(system, GroundingOcc) and system.config.trained
     found = score(system, scenes)
     count = len(found.plain)
     assert [(r.scene, r.query, r.label) for r in found.plain] == [

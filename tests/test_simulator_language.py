@@ -10,7 +10,8 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from random_facts import LEXICONS, Naive, flipped, random_facts, real_data, sample
+from conftest import real_data
+from random_facts import LEXICONS, Naive, flipped, random_facts, sample
 
 from vlm_occ.data.simulator.descriptions import viewer_free
 from vlm_occ.data.simulator.grammar import write_queries

@@ -6,7 +6,8 @@ import json
 import re
 from collections.abc import Iterable
 
-from random_facts import LEXICONS, real_data, sample
+from conftest import real_data
+from random_facts import LEXICONS, sample
 
 from vlm_occ.data.simulator.lexicon import NOUNS, Lexicon, flip_text, plural
 from vlm_occ.data.simulator.predicates import CLASS_OF

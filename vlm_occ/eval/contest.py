@@ -223,7 +223,6 @@ class Contest:
                 train(words, source=self.scenes("train"))
             skip = first * run.scenes_per_step
             run = replace(run, init=str(done), trunk=None, data=replace(run.data, skip=skip))
-        run = replace(run, data=replace(run.data, drop_vlm_frames=config.vlm_drop_frames))
         train(run, source=self.scenes("train"))
 
     def grown(self, tell: Callable[[str], None]) -> Contest:

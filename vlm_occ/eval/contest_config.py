@@ -45,7 +45,6 @@ class ContestConfig:
     vlm_lora_rate: float = 4e-4
     vlm_clip: float = 1.0
     vlm_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of VLM-Occ's frozen language model
-    vlm_drop_frames: float = 0.0  # chance that a step of VLM-Occ sees no images beside the voxel tokens
     width: int = 0  # of the paper's systems; 0: the nano scale's
     text: str = "minilm"  # their text encoder
     save_every: int = 100
