@@ -40,9 +40,10 @@ class Layer:
         stride: int = 1,
         padding: int,
         bias: bool,
+        fp32_accum: bool,
         indice_key: str | None = None,
     ) -> None:
-        assert not bias
+        assert fp32_accum and not bias
         self.shape = (width_out, kernel, kernel, kernel, width_in)
         self.stride, self.padding, self.key = stride, padding, indice_key
 
@@ -120,7 +121,7 @@ def test_the_cpu_never_runs_spconv(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sparse_backends, "installed", lambda backend: f"{backend} 9.9")
     monkeypatch.setattr(sparse_backends, "_import_error", lambda backend: "")
     monkeypatch.delenv(VARIABLE, raising=False)
-    assert chosen_backend(CPU) == "reference" and chosen_backend(GPU) == "spconv-triton"
+    assert chosen_backend(CPU) == "reference" and chosen_backend(GPU) == "spconv"
     for name in MODULES:
         monkeypatch.setenv(VARIABLE, name)
         assert chosen_backend(GPU) == name
@@ -151,6 +152,11 @@ def test_doctor_says_why_a_backend_does_not_run(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sparse_backends, "installed", lambda backend: "")
     triton = next(line for line in doctor._sparse_backends() if line.what == "sparse: spconv-triton")
     assert triton.state == "missing" and triton.remedy == "pip install 'vlm-occ[spconv-triton]'"
+    monkeypatch.setattr(sparse_backends, "installed", lambda backend: f"{backend} 9.9")
+    monkeypatch.setattr(sparse_backends, "_import_error", lambda backend: "")
+    said = {finding.what: finding.detail for finding in doctor._sparse_backends()}
+    assert said["sparse: spconv"].endswith("used on cuda:0")
+    assert said["sparse: spconv-triton"].endswith("loads; VLM_OCC_SPARSE=spconv-triton takes it")
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-3)])

@@ -185,13 +185,15 @@ def _sparse_backends() -> Iterator[Finding]:
     """Which packages can compute sparse convolutions here, and why others cannot."""
     import torch
 
-    from vlm_occ.encoders.sparse_backends import MODULES, installed, lack
+    from vlm_occ.encoders.sparse_backends import MODULES, VARIABLE, chosen_backend, installed, lack
 
     device = torch.device(_device_names()[-1])
     for backend in MODULES:
         found, reason = installed(backend), lack(backend, device)
         if not reason:
-            yield Finding("ok", f"sparse: {backend}", f"{found}, used on {device}")
+            used = chosen_backend(device) == backend
+            words = f"used on {device}" if used else f"loads; {VARIABLE}={backend} takes it"
+            yield Finding("ok", f"sparse: {backend}", f"{found}, {words}")
         elif device.type == "cpu":
             yield Finding("note", f"sparse: {backend}", f"{found or 'not installed'}; needs a GPU, none here")
         else:

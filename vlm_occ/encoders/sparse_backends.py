@@ -19,7 +19,10 @@ from torch import Tensor
 
 Backend = Literal["reference", "spconv-triton", "spconv"]
 MODULES: dict[Backend, str] = {"spconv-triton": "spconv_triton.pytorch", "spconv": "spconv.pytorch"}
-"""By preference: Triton's kernels run on every GPU that torch does, spconv's wheels end at CUDA 12.6."""
+"""Packages that there are: Triton's kernels run on every GPU that torch does, spconv's wheels end at CUDA 12.6."""
+AUTO: Backend = "spconv"
+"""What `auto` takes where it loads. On an H100 the reference was as fast as spconv-triton or faster
+(results/sparse_gpu.json), which first looks for tilings for minutes: it runs where it is named."""
 VARIABLE = "VLM_OCC_SPARSE"
 """Names a backend for this process: auto (default), reference, spconv-triton or spconv."""
 EXTRAS = {"spconv-triton": "spconv-triton", "spconv": "spconv-cu126"}
@@ -39,8 +42,7 @@ def chosen_backend(device: torch.device) -> Backend:
     """The backend for tensors of a device; ValueError where VLM_OCC_SPARSE names one that can't be used."""
     name = os.environ.get(VARIABLE, "auto")
     if name == "auto":
-        usable: list[Backend] = [backend for backend in MODULES if not lack(backend, device)]
-        return usable[0] if usable else "reference"
+        return "reference" if lack(AUTO, device) else AUTO
     if name not in ("reference", *MODULES):
         choices = ", ".join(("auto", "reference", *MODULES))
         raise ValueError(f"{VARIABLE} = {name!r}, expected one of {choices}")
@@ -119,8 +121,11 @@ def convolve_with(
 
 
 def _layer(package: Any, kernel: Kernel, width_in: int, width_out: int) -> Any:
-    """spconv's layer for a kernel, without weights of its own."""
-    common = {"bias": False, "padding": kernel.padding}
+    """spconv's layer for a kernel, without weights of its own.
+
+    Half-precision products are summed in fp32: in fp16 spconv's error was up to 3.6e-3 of the largest output.
+    """
+    common = {"bias": False, "padding": kernel.padding, "fp32_accum": True}
     with torch.device("meta"):
         if kernel.submanifold:
             key = f"submanifold-{kernel.size}"
