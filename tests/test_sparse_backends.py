@@ -40,10 +40,9 @@ class Layer:
         stride: int = 1,
         padding: int,
         bias: bool,
-        fp32_accum: bool,
         indice_key: str | None = None,
     ) -> None:
-        assert fp32_accum and not bias
+        assert not bias
         self.shape = (width_out, kernel, kernel, kernel, width_in)
         self.stride, self.padding, self.key = stride, padding, indice_key
 
@@ -76,7 +75,7 @@ class Layer:
 def package(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for spconv, chosen on the CPU too."""
     stand_in = SimpleNamespace(SparseConvTensor=Sparse, SubMConv3d=Layer, SparseConv3d=Layer)
-    monkeypatch.setattr("vlm_occ.encoders.sparse.package_of", lambda _: stand_in)
+    monkeypatch.setattr("vlm_occ.encoders.sparse_backends.package_of", lambda _: stand_in)
     monkeypatch.setattr("vlm_occ.encoders.sparse.chosen_backend", lambda _: "spconv")
 
 
@@ -95,13 +94,14 @@ def test_layers_give_the_package_what_it_expects_and_return_what_the_reference_d
     torch.testing.assert_close(found.features, expected.features, atol=1e-5, rtol=1e-5)
 
 
-def test_bf16_is_computed_in_fp32_and_returned_in_bf16(package: None) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_spconv_computes_half_precision_in_fp32(package: None, dtype: torch.dtype) -> None:
     del package
     layer = SubmanifoldConv3d(4, 6)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         found = layer(random_tensor(channels=4)).features
     exact = layer(random_tensor(channels=4)).features
-    assert found.dtype == torch.bfloat16 and torch.equal(found, exact.bfloat16())
+    assert found.dtype == dtype and torch.equal(found, exact.to(dtype))
 
 
 def test_gradients_reach_our_weights_through_the_package(package: None) -> None:

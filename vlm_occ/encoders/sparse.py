@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
-from vlm_occ.encoders.sparse_backends import Kernel, chosen_backend, convolve_with, package_of
+from vlm_occ.encoders.sparse_backends import Backend, Kernel, chosen_backend, convolve_with
 
 Shape = tuple[int, int, int]
 
@@ -200,10 +200,10 @@ class _SparseLayer(nn.Module):
     def _biased(self, features: Tensor) -> Tensor:
         return features if self.bias is None else features + self.bias
 
-    def _by_package(self, tensor: SparseTensor, kernel: Kernel, package: Any) -> SparseTensor:
+    def _by_package(self, tensor: SparseTensor, kernel: Kernel, backend: Backend) -> SparseTensor:
         """The convolution by a package with spconv's interface."""
         index, features, shape = convolve_with(
-            package,
+            backend,
             kernel,
             self.weight,
             index=tensor.index,
@@ -233,7 +233,7 @@ class SubmanifoldConv3d(_SparseLayer):
         backend = chosen_backend(tensor.features.device)
         if backend != "reference":
             kernel = Kernel(self.kernel, padding=self.kernel // 2, submanifold=True)
-            return self._by_package(tensor, kernel, package_of(backend))
+            return self._by_package(tensor, kernel, backend)
         pairs = submanifold_rulebook(tensor, self.kernel)
         return tensor.with_features(self._biased(convolve(tensor.features, self.weight, pairs)))
 
@@ -252,7 +252,7 @@ class SparseConv3d(_SparseLayer):
         backend = chosen_backend(tensor.features.device)
         if backend != "reference":
             kernel = Kernel(self.kernel, self.stride, self.padding)
-            return self._by_package(tensor, kernel, package_of(backend))
+            return self._by_package(tensor, kernel, backend)
         pairs, index, shape = strided_rulebook(
             tensor, kernel=self.kernel, stride=self.stride, padding=self.padding
         )

@@ -19,12 +19,15 @@ from torch import Tensor
 
 Backend = Literal["reference", "spconv-triton", "spconv"]
 MODULES: dict[Backend, str] = {"spconv-triton": "spconv_triton.pytorch", "spconv": "spconv.pytorch"}
-"""Packages that there are: Triton's kernels run on every GPU that torch does, spconv's wheels end at CUDA 12.6."""
+"""Packages: Triton's kernels run on every GPU that torch does, spconv's wheels end at CUDA 12.6."""
 AUTO: Backend = "spconv"
 """What `auto` takes where it loads. On an H100 the reference was as fast as spconv-triton or faster
 (results/sparse_gpu.json), which first looks for tilings for minutes: it runs where it is named."""
 VARIABLE = "VLM_OCC_SPARSE"
 """Names a backend for this process: auto (default), reference, spconv-triton or spconv."""
+EXACT_IN_HALF: tuple[Backend, ...] = ("spconv-triton",)
+"""Packages whose fp16 is right to 1e-3 of the largest output: spconv's was off by up to 3.6e-3 on an H100,
+and no faster than its fp32 (results/sparse_gpu.json)."""
 EXTRAS = {"spconv-triton": "spconv-triton", "spconv": "spconv-cu126"}
 
 
@@ -83,7 +86,7 @@ def _import_error(backend: Backend) -> str:
 
 
 def convolve_with(
-    package: Any,
+    backend: Backend,
     kernel: Kernel,
     weight: Tensor,
     *,
@@ -93,15 +96,18 @@ def convolve_with(
     batch_size: int,
     shared: dict[Any, Any],
 ) -> tuple[Tensor, Tensor, tuple[int, int, int]]:
-    """Index [N, 4], features [N, out] and grid after one convolution by spconv's interface in `package`.
+    """Index [N, 4], features [N, out] and grid after one convolution by the package of `backend`.
 
     `weight` [out, kD, kH, kW, in] is used as it is. `shared` keeps the neighbours of a set of voxels between
-    submanifold layers. Rows of a strided convolution come sorted, as the reference's. spconv has no bf16:
-    under bf16 autocast it computes in fp32, under fp16 autocast in fp16; the result is in autocast's type.
+    submanifold layers. Rows of a strided convolution come sorted, as the reference's. Under bf16 autocast
+    both packages compute in fp32 (spconv has no bf16), under fp16 autocast `EXACT_IN_HALF` in fp16; the
+    result is in autocast's type.
     """
+    package = package_of(backend)
     kind = features.device.type
     mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-    computed = torch.float16 if mixed == torch.float16 else torch.float32
+    half = mixed == torch.float16 and backend in EXACT_IN_HALF
+    computed = torch.float16 if half else torch.float32
     layer = _layer(package, kernel, weight.shape[-1], weight.shape[0])
     tensor = package.SparseConvTensor(
         features.to(computed).contiguous(), index.int().contiguous(), list(shape), batch_size
@@ -121,11 +127,8 @@ def convolve_with(
 
 
 def _layer(package: Any, kernel: Kernel, width_in: int, width_out: int) -> Any:
-    """spconv's layer for a kernel, without weights of its own.
-
-    Half-precision products are summed in fp32: in fp16 spconv's error was up to 3.6e-3 of the largest output.
-    """
-    common = {"bias": False, "padding": kernel.padding, "fp32_accum": True}
+    """spconv's layer for a kernel, without weights of its own."""
+    common = {"bias": False, "padding": kernel.padding}
     with torch.device("meta"):
         if kernel.submanifold:
             key = f"submanifold-{kernel.size}"
