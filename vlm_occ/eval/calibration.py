@@ -13,10 +13,12 @@ from torch import Tensor
 from vlm_occ.data.simulator.vocabulary import training_adjectives, training_nouns, training_words
 from vlm_occ.data.store import SimulatedScenes
 from vlm_occ.eval.evaluate import Scenes
+from vlm_occ.language.counts import stated_count
 from vlm_occ.language.known_words import measure_words
 from vlm_occ.losses.matching import match_boxes
 from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.models.checkpoint import load_checkpoint, save_checkpoint
+from vlm_occ.models.decoding import chosen_rows
 
 THRESHOLDS = (
     0.02,
@@ -48,6 +50,7 @@ class Scored:
     scores: Tensor  # [N]
     wanted: frozenset[int]  # tokens of its targets
     complete: bool  # every target has a token
+    count: int | None = None  # how many objects the sentence says that it means
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ def scored_sentences(model: VLMOcc, scenes: Scenes) -> list[Scored]:
         scores = model.token_scores(state, [query.text for query in item.queries]).cpu()
         for row, query in zip(scores, item.queries, strict=True):
             tokens = [match[target] for target in query.targets]
-            result.append(Scored(row, frozenset(t for t in tokens if t >= 0), -1 not in tokens))
+            wanted = frozenset(t for t in tokens if t >= 0)
+            result.append(Scored(row, wanted, -1 not in tokens, stated_count(query.text)))
     return result
 
 
@@ -81,8 +85,7 @@ def measure_cut(sentences: Sequence[Scored], threshold: float, ratio: float) -> 
     """What a threshold and a ratio to the best score give."""
     exact, rejected, wrongly, nothing = 0, 0, 0, 0
     for item in sentences:
-        best = float(item.scores.max()) if len(item.scores) else 0.0
-        chosen = frozenset((item.scores > max(threshold, ratio * best)).nonzero()[:, 0].tolist())
+        chosen = frozenset(chosen_rows(item.scores, threshold, ratio, count=item.count).tolist())
         means_nothing = item.complete and not item.wanted
         nothing += means_nothing
         rejected += means_nothing and not chosen

@@ -97,7 +97,7 @@ def evaluate_scene(model: VLMOcc, item: LabelledScene, *, sensors: Sensors = "al
     match = match_boxes(state.token_boxes.cpu(), item.labels.boxes)
     query = model.query_states(state, model.understood(state, texts))
     scores = model.state_scores(state, query)
-    chosen = [model.chosen_tokens(row).tolist() for row in scores]
+    chosen = [model.chosen_tokens(row, text).tolist() for row, text in zip(scores, texts, strict=True)]
     wanted = [[int(match[t]) for t in q.targets if match[t] >= 0] for q in item.queries]
 
     def answered(tokens: Sequence[Sequence[int]], *, refine: bool = False) -> list[GroundingResult]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vlm_occ.language.counts import NUMBER_WORDS
 from vlm_occ.language.known_words import KnownWords, Meaning
 from vlm_occ.types import WORD
 
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 READINGS = 6
 """Wordings of one sentence that are tried: the scene decides among them."""
 _TOKEN = re.compile(rf"\d+(?:\.\d+)?|{WORD}|[^\w\s]")
-_NUMBERS = {"two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"}
-_MANY = _NUMBERS | {"all", "both", "these", "those"}
+_MANY = {*NUMBER_WORDS, "all", "both", "these", "those"}
 _DETERMINERS = _MANY | {"a", "an", "the", "this", "that", "every", "each", "any", "some"}
 
 

@@ -20,19 +20,36 @@ if TYPE_CHECKING:
 
 MOST_TRAINED = 16
 """Objects of a scene that are decoded in a training step; of more a random part, as sentences repeat them."""
+LEAST = 0.05
+"""Score below which a token is no answer, whatever number a sentence states."""
+
+
+def chosen_rows(scores: Tensor, threshold: float, ratio: float, *, count: int | None = None) -> Tensor:
+    """Rows of the tokens of scores [N] that are the answer, best first; none if no score passes `threshold`.
+
+    A sentence that says how many it means (`count`) gets that many, of those that may be meant at all; else
+    the answer is what passes the threshold and the `ratio` to the best score.
+    """
+    best = float(scores.max()) if len(scores) else 0.0
+    if count is None or best <= threshold:
+        rows = (scores > max(threshold, ratio * best)).nonzero()[:, 0]
+        return rows[scores[rows].argsort(descending=True)]
+    rows = scores.argsort(descending=True)[:count]
+    return rows[scores[rows] > LEAST]
 
 
 def pairs_to_decode(
-    batch: Batch, tokens: SceneTokens, b: int, factors: Factors, choose: Callable[[Tensor], Tensor]
+    batch: Batch, tokens: SceneTokens, b: int, factors: Factors, choose: Callable[[Tensor, str], Tensor]
 ) -> tuple[list[tuple[int, int, int]], Tensor]:
     """The (query, token, target) triples of scene b to decode, and the token of each true box [M].
 
     In training the true objects' tokens, at most MOST_TRAINED; else those that `choose` takes by their scores
-    [N], with target -1.
+    [N] and the sentence, with target -1.
     """
     if batch.boxes is None:
         scores = factors.scores().detach()
-        found = [(q, n, -1) for q, row in enumerate(scores) for n in choose(row).tolist()]
+        asked = enumerate(zip(scores, batch.queries[b], strict=True))
+        found = [(q, n, -1) for q, (row, query) in asked for n in choose(row, query.text).tolist()]
         return found, scores.new_zeros(0, dtype=torch.long)
     match = match_boxes(tokens.candidates.box, batch.boxes[b])
     chosen = match.tolist()

@@ -16,10 +16,11 @@ from vlm_occ.heads.factors import FactorHead, Factors
 from vlm_occ.heads.occupancy import ObjectMaskHead
 from vlm_occ.heads.words import QueryStates, WordEncoder, read_queries
 from vlm_occ.language.backbones import Backbone
+from vlm_occ.language.counts import stated_count
 from vlm_occ.language.known_words import KnownWords
 from vlm_occ.language.prefixes import PrefixState
 from vlm_occ.language.rewording import readings
-from vlm_occ.models.decoding import best_overlap, object_masks
+from vlm_occ.models.decoding import best_overlap, chosen_rows, object_masks
 from vlm_occ.models.describe import describe
 from vlm_occ.types import GroundedObject, GroundingResult, SceneState
 from vlm_occ.voxels import voxels_in_box
@@ -69,7 +70,8 @@ class GroundingAnswers:
         scores = self.state_scores(state, asked)
         results = [
             replace(
-                self.answer(state, text, ground, row, self.chosen_tokens(row), refine=refine), read_as=read
+                self.answer(state, text, ground, row, self.chosen_tokens(row, text), refine=refine),
+                read_as=read,
             )
             for text, read, ground, row in zip(queries, understood, asked.ground, scores, strict=True)
         ]
@@ -104,12 +106,10 @@ class GroundingAnswers:
         """Scores [Q, N] of every voxel token for what `query_states` gave."""
         return self._point(state.token_states, state.token_boxes, query).scores()
 
-    def chosen_tokens(self, scores: Tensor) -> Tensor:
-        """Rows of the tokens whose score [N] passes the threshold and the ratio to the best, best first."""
-        best = float(scores.max()) if len(scores) else 0.0
-        cut = max(self.config.score_threshold, self.config.score_ratio * best)
-        rows = (scores > cut).nonzero()[:, 0]
-        return rows[scores[rows].argsort(descending=True)]
+    def chosen_tokens(self, scores: Tensor, query: str) -> Tensor:
+        """Rows of the tokens of scores [N] that are the answer to a query, best first: see `chosen_rows`."""
+        cut = self.config.score_threshold, self.config.score_ratio
+        return chosen_rows(scores, *cut, count=stated_count(query))
 
     @torch.no_grad()
     def query_states(self, state: SceneState, queries: Sequence[str]) -> QueryStates:
