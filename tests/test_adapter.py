@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from tiny_models import save_tiny_llava, save_tiny_qwen
 from vlm_occ.config import FORMAT_VERSION, LoraSettings, ModelConfig, PerceptionConfig
 from vlm_occ.data.augment import without_cameras, without_lidar
 from vlm_occ.data.simulator.scene import simulate
+from vlm_occ.geometry import to_box_frame
 from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.models.batch import make_batch
+from vlm_occ.models.perception import REACH
 from vlm_occ.objectives import (
     GROUNDING_WEIGHTS,
     PERCEPTION_WEIGHTS,
@@ -114,6 +117,24 @@ def test_every_trained_part_learns_from_one_step(llava, item):
         assert any(g is not None and g.abs().max() > 0 for g in gradients), part
     frozen = [n for n, p in model.named_parameters() if p.requires_grad and "image_network" in n]
     assert not frozen
+
+
+def test_the_voxels_that_may_be_an_objects_are_those_around_candidates(llava, item):
+    perception = tiny(llava).perception.eval()
+    inputs = make_batch([item], tiny(llava).config).inputs
+    with torch.no_grad():
+        output = perception(inputs)
+    grid, boxes = perception.grid, output.tokens[0].candidates.box
+    assert len(boxes) > 0 and len(output.voxel_index) > 0
+    everywhere = grid.center_of(torch.cartesian_prod(*(torch.arange(n) for n in grid.shape)))
+    beyond = to_box_frame(everywhere, boxes).abs() - boxes[:, None, 3:6] / 2
+    apart = beyond.amax(-1).amin(0).reshape(grid.shape)  # metres from the nearest candidate's faces
+    likely = output.occupancy_logits[0].sigmoid() > perception.config.voxel_threshold
+    found = torch.zeros(grid.shape, dtype=torch.bool)
+    found[tuple(output.voxel_index[:, 1:].unbind(-1))] = True
+    half = grid.voxel_size * math.sqrt(3) / 2
+    assert not (found & ((apart > REACH + half) | ~likely)).any()
+    assert found[likely & (apart < REACH)].all()
 
 
 def test_a_missing_sensor_or_camera_still_answers(llava, item):

@@ -97,6 +97,33 @@ def test_outcomes_of_another_model_or_other_sentences_are_not_taken(tmp_path: Pa
         assert (not made) == known and (str(got) == str(outcomes)) == known
 
 
+def test_two_processes_write_what_one_writes(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLM_OCC_REAL_DATA", str(tmp_path / "none"))
+    results = []
+    for workers in ("1", "2"):
+        out = tmp_path / workers / "eval.json"
+        command = ["eval", "--model", model, "--data", "sim", "--scenes", "2", "--device", "cpu"]
+        assert main([*command, "--workers", workers, "--out", str(out)]) == 0
+        assert [path.name for path in out.parent.iterdir()] == ["eval.json"]
+        results.append(json.loads(out.read_text()))
+        results[-1]["protocol"].pop("command")
+    assert results[0]["overall"]["n"] > 4 and results[0]["lidar_only"]["overall"]["n"] > 4
+    assert json.dumps(results[0]) == json.dumps(results[1])
+
+
+def test_shares_of_an_evaluation_are_read_and_forgotten_together(tmp_path: Path) -> None:
+    (item,) = scenes(1)
+    path = tmp_path / ".eval.json.scenes.jsonl"
+    first, second = (KeptOutcomes(path, "a", share=number) for number in (0, 1))
+    first("all", item, list)
+    second("lidar", item, list)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [f"{path.name}.0", f"{path.name}.1"]
+    whole = KeptOutcomes(path, "a")
+    assert len(whole.found) == 2 and not whole.forget() and not list(tmp_path.iterdir())
+
+
 def test_a_system_of_the_paper_has_the_figures_that_it_can_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,6 +144,8 @@ def test_a_system_of_the_paper_has_the_figures_that_it_can_have(
 
 def test_wrong_use_is_refused(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["eval", "--model", model, "--out", str(tmp_path / "o.json"), "--data"]
+    assert main([*command, "sim", "--workers", "0"]) == 2
+    assert "workers = 0, expected at least 1" in capsys.readouterr().err
     assert main([*command, "sim", "--split", "train"]) == 2
     assert "expected calibration, val or test" in capsys.readouterr().err
     assert main([*command, str(tmp_path / "nothing")]) == 2

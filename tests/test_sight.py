@@ -223,7 +223,7 @@ def test_a_kept_scene_has_the_states_of_a_fresh_one(bases: dict[str, Path], item
     batch = make_spatial_batch([item], model.config)
     with torch.no_grad():
         fresh = model.perception(batch.inputs)
-        kept = slim(with_sights(model, batch, fresh), model)
+        kept = slim(with_sights(model, batch, fresh))
     assert not kept.occupancy_logits.numel()
     assert torch.equal(vision(told(model, batch, kept)), vision(told(model, batch, fresh)))
 

@@ -159,6 +159,18 @@ def test_doctor_says_why_a_backend_does_not_run(monkeypatch: pytest.MonkeyPatch)
     assert said["sparse: spconv-triton"].endswith("loads; VLM_OCC_SPARSE=spconv-triton takes it")
 
 
+def test_doctor_reports_a_backend_that_the_variable_names_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vlm_occ import doctor
+
+    monkeypatch.setattr(doctor, "_device_names", lambda: ["cpu"])
+    monkeypatch.setenv(VARIABLE, "spconv")
+    (line,) = doctor._sparse()
+    assert line.state == "broken" and "needs a GPU" in line.detail and line.remedy == f"unset {VARIABLE}"
+    monkeypatch.setenv(VARIABLE, "auto")
+    (line,) = doctor._sparse()
+    assert line.state == "ok" and line.detail.startswith("reference runs")
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-3)])
 @pytest.mark.parametrize("backend", MODULES)
 def test_a_backend_on_the_gpu_equals_the_reference(

@@ -18,7 +18,7 @@ from tiny_runs import prepare, tiny_config, tiny_scenes
 from torch import Tensor
 
 from vlm_occ import train as training
-from vlm_occ.config import DataConfig, LoraSettings, TrainConfig, to_dict
+from vlm_occ.config import DataConfig, LoraSettings, SpatialConfig, TrainConfig, to_dict
 from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.models.batch import make_batch
 from vlm_occ.models.checkpoint import load_checkpoint, read_shards
@@ -203,6 +203,9 @@ def test_a_run_that_keeps_states_must_be_able_to_find_them_again(tiny: Path, tmp
     config = kept_config(tiny, tmp_path, renew=False)
     with pytest.raises(ValueError, match="set queries_per_scene to at least"):
         train(replace(config, queries_per_scene=19))
+    wide = replace(config.model, spatial=SpatialConfig())
+    with pytest.raises(ValueError, match="turns_per_scene = 2: of situations and questions no states"):
+        train(replace(config, model=wide, turns_per_scene=2))
     with pytest.raises(ValueError, match="set lora_rate and input_rate to 0"):
         train(replace(config, lora_rate=1e-3), source=[])
 

@@ -85,6 +85,7 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=("train", "calibration", "val", "test"), default="val")
     parser.add_argument("--scenes", type=int, default=200, help="simulated scenes")
     parser.add_argument("--out", type=Path, required=True, help="file of the results, JSON")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that share the scenes")
     parser.add_argument("--spatial", action="store_true", help="situations, layout and questions instead")
     parser.add_argument(
         "--ablation", nargs="*", default=[], metavar="STEP=MODEL", help="with --spatial: other models"

@@ -193,6 +193,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         arguments.out,
         scenes=arguments.scenes,
         device=_device(arguments),
+        workers=arguments.workers,
     )
     print(format_evaluation(result))
     print(f"vlm-occ: all figures are in {arguments.out}", file=sys.stderr)
@@ -202,6 +203,8 @@ def evaluate_spatial(arguments: argparse.Namespace) -> None:
     """`vlm-occ eval --spatial`."""
     if arguments.data != "sim":
         raise ValueError(f"--data {arguments.data} with --spatial, expected sim")
+    if arguments.workers != 1:
+        raise ValueError(f"--workers {arguments.workers} with --spatial, expected 1: it runs in one process")
     steps = [step.partition("=") for step in arguments.ablation]
     if odd := [step for step, equals, model in steps if not (equals and model)]:
         raise ValueError(f"--ablation {odd[0]!r}, expected STEP=MODEL, such as situation=runs/a/final")

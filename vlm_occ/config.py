@@ -28,7 +28,7 @@ class PerceptionConfig:
     bev_width: int = 64  # channels of the bird's-eye features at 0.8 m; twice that at 1.6 m
     fine_bev_width: int = 48  # channels of the bird's-eye features at 0.4 m
     fine_width: int = 32  # channels of a fine voxel feature (0.4 m)
-    voxel_threshold: float = 0.2  # voxels likelier than this to be occupied get a fine feature
+    voxel_threshold: float = 0.05  # voxels around candidates that are likelier occupied get a fine feature
     max_frames: int = 4  # LiDAR sweeps that are merged
     camera_frames: int = 1  # latest frames whose images are lifted to voxels
     max_tokens: int = 128  # voxel tokens (candidate objects) a scene

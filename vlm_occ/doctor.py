@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -163,7 +164,7 @@ def _sparse() -> Iterator[Finding]:
     from torch.nn.functional import conv3d
 
     from vlm_occ.encoders.sparse import SparseTensor, SubmanifoldConv3d, unravel_batch
-    from vlm_occ.encoders.sparse_backends import chosen_backend
+    from vlm_occ.encoders.sparse_backends import VARIABLE, chosen_backend
 
     shape = (40, 40, 16)
     layer = SubmanifoldConv3d(16, 16)
@@ -174,10 +175,15 @@ def _sparse() -> Iterator[Finding]:
         expected = whole[:, sparse.index[:, 1], sparse.index[:, 2], sparse.index[:, 3]].T  # [5000, 16]
         for device in _device_names():
             moved = SparseTensor(sparse.index.to(device), sparse.features.to(device), shape, 1)
+            try:
+                backend = chosen_backend(moved.features.device)
+            except ValueError as error:
+                state = "broken" if device == _device_names()[-1] else "note"
+                yield Finding(state, f"{device} sparse conv", str(error), f"unset {VARIABLE}")
+                continue
             start = time.perf_counter()
             worst = (layer.to(device)(moved).features.cpu() - expected).abs().max().item()
             words = f"runs ({1000 * (time.perf_counter() - start):.0f} ms, error {worst:.2g})"
-            backend = chosen_backend(moved.features.device)
             yield Finding("ok" if worst < 1e-2 else "broken", f"{device} sparse conv", f"{backend} {words}")
 
 
@@ -189,10 +195,11 @@ def _sparse_backends() -> Iterator[Finding]:
 
     device = torch.device(_device_names()[-1])
     for backend in MODULES:
-        found, reason = installed(backend), lack(backend, device)
+        found, reason, used = installed(backend), lack(backend, device), None
         if not reason:
-            used = chosen_backend(device) == backend
-            words = f"used on {device}" if used else f"loads; {VARIABLE}={backend} takes it"
+            with suppress(ValueError):
+                used = chosen_backend(device)
+            words = f"used on {device}" if used == backend else f"loads; {VARIABLE}={backend} takes it"
             yield Finding("ok", f"sparse: {backend}", f"{found}, {words}")
         elif device.type == "cpu":
             yield Finding("note", f"sparse: {backend}", f"{found or 'not installed'}; needs a GPU, none here")

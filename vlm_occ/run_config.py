@@ -62,6 +62,11 @@ def check_repeats(config: TrainConfig) -> None:
             f"{config.language_share} draws answers; what is kept must "
             "come again: set queries_per_scene to at least data.queries and language_share to 0"
         )
+    if config.turns_per_scene:
+        raise ValueError(
+            f"data.renew is false, but turns_per_scene = {config.turns_per_scene}: of situations and "
+            "questions no states are kept; set turns_per_scene to 0, or data.renew to true"
+        )
 
 
 def tell_deepspeed(accelerator: Accelerator, config: TrainConfig) -> None:

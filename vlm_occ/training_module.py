@@ -192,7 +192,7 @@ class TrainingModule(Trainee[VLMOcc]):
             with torch.no_grad() if frozen else contextlib.nullcontext():
                 seen = model.perception(batch.inputs)
             if keeps:
-                seen = slim(with_sights(model, batch, seen), model)
+                seen = slim(with_sights(model, batch, seen))
                 self._keep(name, seen)
         if not pictures:
             batch = without_pictures(batch)

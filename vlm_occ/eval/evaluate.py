@@ -135,12 +135,18 @@ def evaluate_scenes(
     sensors: Sensors = "all",
     limit: int | None = None,
     keep: Keep | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> list[Outcome]:
-    """Outcomes of every query of every scene, with a progress bar on stderr; `keep` remembers them."""
+    """Outcomes of every query of every scene, with a progress bar on stderr; `keep` remembers them.
+
+    `share` (k, n): only every n-th scene from the k-th on, the work of one process of n; the first shows the
+    bar.
+    """
     from tqdm import tqdm
 
     outcomes = []
-    for index in tqdm(range(min(len(scenes), limit or len(scenes))), unit="scene", desc=sensors):
+    chosen = range(share[0], min(len(scenes), limit or len(scenes)), share[1])
+    for index in tqdm(chosen, unit="scene", desc=sensors, disable=share[0] > 0):
         item = scenes[index]
         make = partial(evaluate_scene, model, item, sensors=sensors)
         outcomes += make() if keep is None else keep(sensors, item, make)

@@ -17,13 +17,14 @@ from vlm_occ.weights import sha256_of
 class KeptOutcomes:
     """A file of one line a scene beside the results; lines of another model or commit are not taken."""
 
-    def __init__(self, path: Path, about: str) -> None:
-        """`about`: all that outcomes depend on but the scene, such as the sums of the model's files."""
-        self.path, self.about = path, about
+    def __init__(self, path: Path, about: str, *, share: int | None = None) -> None:
+        """`about`: all that outcomes depend on but the scene, such as the sums of the model's files. What is
+        known is read from `path` and from those of all shares; a process of several has a share of its own.
+        """
+        self.whole, self.about = path, about
+        self.path = path if share is None else path.with_name(f"{path.name}.{share}")
         self.found: dict[str, list[Outcome]] = {}
-        if not path.exists():
-            return
-        for line in path.read_text().splitlines():
+        for line in (line for file in self._files() for line in file.read_text().splitlines()):
             try:
                 key, rows = json.loads(line)
                 self.found[key] = [_outcome(row) for row in rows]
@@ -43,8 +44,12 @@ class KeptOutcomes:
         return self.found[key]
 
     def forget(self) -> None:
-        """Delete the file: the results are written."""
-        self.path.unlink(missing_ok=True)
+        """Delete the files: the results are written."""
+        for file in self._files():
+            file.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        return sorted(self.whole.parent.glob(f"{self.whole.name}*"))
 
 
 def file_sums(folder: Path) -> dict[str, str]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +23,7 @@ from vlm_occ.data.store import SimulatedScenes
 from vlm_occ.eval.contenders import score
 from vlm_occ.eval.evaluate import (
     Scenes,
+    Sensors,
     evaluate_scenes,
     summary,
     token_recall,
@@ -32,6 +37,9 @@ from vlm_occ.models.baselines import Baseline
 from vlm_occ.models.checkpoint import find_checkpoint
 from vlm_occ.models.load import load_model
 from vlm_occ.timing import default_device
+
+ONE_KIND: tuple[Sensors, ...] = ("lidar", "cameras")
+"""Evaluations with one kind of sensor."""
 
 
 def protocol(model: VLMOcc | Baseline, name: str, scenes: Scenes, split: str, data: str) -> dict[str, object]:
@@ -112,6 +120,7 @@ def evaluate_command(
     queries: int = 6,
     sensor_scenes: int = 60,
     device: torch.device | None = None,
+    workers: int = 1,
 ) -> dict[str, object]:
     """`vlm-occ eval`: every figure of a model, written to `out`; the result is returned.
 
@@ -120,17 +129,23 @@ def evaluate_command(
     `data` is "sim" or a folder of `vlm-occ data talk2occ`. Simulated: `scenes` scenes, each with `queries`
     sentences of the training words and as many of the held-out ones; the figures with one kind of sensor and
     the recall of the voxel tokens use the first `sensor_scenes` of them. What a killed run has done is kept
-    beside `out`, and the same command goes on from there.
+    beside `out`, and the same command goes on from there, with any number of `workers`: processes that take
+    scenes in turn.
     """
+    if workers < 1:
+        raise ValueError(f"workers = {workers}, expected at least 1")
     out, device = Path(out), device or default_device()
-    kept: KeptOutcomes | None = None
     source, loaded = open_split(data, split, scenes, queries), load_model(model, device=device)
+    kept: KeptOutcomes | None = None
     if isinstance(loaded, Baseline):
+        if workers > 1:
+            raise ValueError(f"workers = {workers}, expected 1: {model} is evaluated by one process")
         result = _system_figures(loaded, source)
     else:
-        folder = find_checkpoint(model)
-        about = [file_sums(folder) if folder else model, commit_of_tree()]
-        kept = KeptOutcomes(out.with_name(f".{out.name}.scenes.jsonl"), repr(about))
+        part = Share(model, data, split, scenes, queries, sensor_scenes, device, out)
+        if workers > 1:
+            part.work(workers)
+        kept = part.keep()
         result = _model_figures(loaded, source, sensor_scenes, kept)
     result["real_keyframe"] = evaluate_keyframe(loaded)
     result["protocol"] = protocol(loaded, model, source, split, data)
@@ -140,12 +155,52 @@ def evaluate_command(
     return result
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes needs to know of an evaluation."""
+
+    model: str
+    data: str
+    split: str
+    scenes: int
+    queries: int
+    sensor_scenes: int
+    device: torch.device
+    out: Path
+
+    def keep(self, number: int | None = None) -> KeptOutcomes:
+        """What has been done; `number`: of the process that adds to it."""
+        folder = find_checkpoint(self.model)
+        about = [file_sums(folder) if folder else self.model, commit_of_tree()]
+        return KeptOutcomes(self.out.with_name(f".{self.out.name}.scenes.jsonl"), repr(about), share=number)
+
+    def work(self, count: int) -> None:
+        """Outcomes of all scenes by `count` processes, which share the cores."""
+        threads = max(1, torch.get_num_threads() // count)
+        context = multiprocessing.get_context("spawn")
+        start = partial(torch.set_num_threads, threads)
+        with ProcessPoolExecutor(count, mp_context=context, initializer=start) as pool:
+            for done in [pool.submit(_evaluate_share, self, number, count) for number in range(count)]:
+                done.result()
+
+
+def _evaluate_share(part: Share, number: int, count: int) -> None:
+    """The scenes of one process."""
+    source = open_split(part.data, part.split, part.scenes, part.queries)
+    loaded = load_model(part.model, device=part.device)
+    assert isinstance(loaded, VLMOcc)
+    keep, share = part.keep(number), (number, count)
+    evaluate_scenes(loaded, source, keep=keep, share=share)
+    for sensors in ONE_KIND:
+        evaluate_scenes(loaded, source, sensors=sensors, limit=part.sensor_scenes, keep=keep, share=share)
+
+
 def _model_figures(vlm: VLMOcc, source: Scenes, sensor_scenes: int, keep: KeptOutcomes) -> dict[str, object]:
     """All figures of VLM-Occ on simulated or recorded scenes."""
     outcomes = evaluate_scenes(vlm, source, keep=keep)
     result = summary([o for o in outcomes if o.plain.lexicon == "train"])
     result.update(_unseen_words([o.plain for o in outcomes]))
-    for sensors in ("lidar", "cameras"):
+    for sensors in ONE_KIND:
         some = evaluate_scenes(vlm, source, sensors=sensors, limit=sensor_scenes, keep=keep)
         part = summarise([o.plain for o in some if o.plain.lexicon == "train"])
         result[f"{sensors}_only"] = {key: part[key] for key in ("overall", "macro_acc25", "no_target")}

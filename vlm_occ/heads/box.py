@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vlm_occ.geometry import from_box_axes
 from vlm_occ.types import COLOURS, TALK2OCC_CLASSES
 
 
@@ -88,8 +89,8 @@ class JointState(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """Refines a token's box: offset in metres, factors of the sizes, a turn of the heading (ARCHITECTURE 1
-    e).
+    """Refines a token's box: offset in metres along its axes, factors of the sizes, a turn of the heading
+    (ARCHITECTURE 1 e).
     """
 
     def __init__(self, width: int) -> None:
@@ -104,7 +105,8 @@ class BoxHead(nn.Module):
         sine = torch.sin(token_box[:, 6]) + delta[:, 6]
         cosine = torch.cos(token_box[:, 6]) + delta[:, 7]
         sizes = token_box[:, 3:6] * delta[:, 3:6].clamp(-2, 2).exp()
-        return torch.cat([token_box[:, :3] + delta[:, :3], sizes, torch.atan2(sine, cosine)[:, None]], dim=-1)
+        shift = torch.cat([from_box_axes(delta[:, :2], token_box[:, 6]), delta[:, 2:3]], dim=-1)
+        return torch.cat([token_box[:, :3] + shift, sizes, torch.atan2(sine, cosine)[:, None]], dim=-1)
 
 
 class PointerHead(nn.Module):

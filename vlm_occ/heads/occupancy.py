@@ -54,19 +54,36 @@ class VoxelFeatureHead(nn.Module):
         return features, self.semantic(features)
 
 
-OFFSET_CHANNELS = 12
+FACE_STEPS = (-0.6, -0.3, 0.0, 0.3, 0.6)
+SHELL_STEPS = (-0.8, -0.4, -0.2, 0.0, 0.2, 0.4, 0.8)
+"""Metres beyond a box's face, and beyond its surface, at which a voxel's bumps are centred."""
+BUMP = 0.25
+"""Metres of standard deviation of a bump."""
+OFFSET_CHANNELS = 12 + 6 * len(FACE_STEPS) + len(SHELL_STEPS)
 
 
 def offset_features(centers: Tensor, box: Tensor) -> Tensor:
-    """Where voxel centres [M, 3] lie relative to a box [7], in its axes and sizes: [M, 12].
+    """Where voxel centres [M, 3] lie relative to a box [7], in its axes and sizes: [M, OFFSET_CHANNELS].
 
     Linear and squared coordinates (so that a dot product can draw an ellipsoid), how far outside each side a
-    voxel is, and the plain offset in units of 4 m.
+    voxel is, the plain offset in units of 4 m; then how near it is to each face, and to the surface: objects
+    are shells a voxel thick, which no smooth function of the coordinates draws.
     """
     local = (centers - box[:3]) @ rotation_z(box[6])  # [M, 3]
-    relative = (local / (box[3:6] / 2 + 0.2)).clamp(-4, 4)
+    half = box[3:6] / 2
+    relative = (local / (half + 0.2)).clamp(-4, 4)
     outside = (relative.abs() - 1).clamp(min=0)
-    return torch.cat([relative, relative.square() / 4, outside, (centers - box[:3]) / 4], dim=-1)
+    beyond = torch.cat([local - half, -local - half], dim=-1)  # [M, 6] metres, below 0 inside
+    apart = local.abs() - half
+    surface = apart.clamp(min=0).norm(dim=-1) + apart.amax(-1).clamp(max=0)  # [M] signed distance
+    parts = [relative, relative.square() / 4, outside, (centers - box[:3]) / 4]
+    parts += [_bumps(beyond, FACE_STEPS).flatten(1), _bumps(surface, SHELL_STEPS)]
+    return torch.cat(parts, dim=-1)
+
+
+def _bumps(distance: Tensor, places: tuple[float, ...]) -> Tensor:
+    """Gaussians of distances [...] around places, all in metres: [..., len(places)]."""
+    return (-((distance[..., None] - distance.new_tensor(places)) / BUMP).square() / 2).exp()
 
 
 WINDOW_MARGIN = 2.0

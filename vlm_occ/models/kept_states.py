@@ -11,7 +11,6 @@ from torch import Tensor
 
 from vlm_occ.data.augment import without_cameras, without_lidar
 from vlm_occ.encoders.voxel_tokens import TokenInputs
-from vlm_occ.heads.occupancy import mask_window
 from vlm_occ.models.batch import Batch, SceneStates
 from vlm_occ.models.perception import PerceptionOutput
 from vlm_occ.models.turns import batch_turns
@@ -93,18 +92,13 @@ def blind(item: LabelledScene) -> LabelledScene:
     return replace(item, scene=without_lidar(without_cameras(item.scene)))
 
 
-def slim(output: PerceptionOutput, model: VLMOcc) -> PerceptionOutput:
-    """A trunk's output of one scene: voxels near candidates only, at half precision, and no dense maps."""
-    centers = model.perception.grid.center_of(output.voxel_index[:, 1:])
-    near = torch.zeros(len(centers), dtype=torch.bool, device=centers.device)
-    for box in output.tokens[0].candidates.box:
-        wide = box + box.new_tensor([0, 0, 0, 2, 2, 0, 0])  # a head may move it
-        near[mask_window(wide, centers, model.config.mask_radius)] = True
+def slim(output: PerceptionOutput) -> PerceptionOutput:
+    """A trunk's output of one scene at half precision and without dense maps."""
     return replace(
         _without_maps(output),
         tokens=tuple(replace(tokens, inputs=None, looks=()) for tokens in output.tokens),
-        voxel_index=output.voxel_index[near].int(),
-        voxel_features=output.voxel_features[near].bfloat16(),
+        voxel_index=output.voxel_index.int(),
+        voxel_features=output.voxel_features.bfloat16(),
     )
 
 

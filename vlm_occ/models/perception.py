@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,12 +28,14 @@ from vlm_occ.encoders.voxel_tokens import (
 from vlm_occ.heads.box import AttributeHead, CentreHead
 from vlm_occ.heads.occupancy import SceneOccupancyHead, VoxelFeatureHead
 from vlm_occ.types import VoxelGrid
-from vlm_occ.voxels import ravel
+from vlm_occ.voxels import ravel, voxels_in_boxes
 
 MAX_VOXELS = 80_000
-"""Voxels a scene whose fine features are computed at most; a street scene has 15,000 to 40,000 occupied
-ones, and half as many again that may be.
-"""
+"""Voxels a scene whose fine features are computed at most; those in and around its candidates are a tenth."""
+REACH = 1.0
+"""Metres around a candidate's box in which voxels of its object may lie."""
+LONGEST = 24.0
+"""Metres that a box counts at most: an untrained trunk answers any size."""
 
 
 @dataclass(frozen=True)
@@ -134,11 +137,7 @@ class Perception(nn.Module):
             coarse_logits, occupancy_logits = self.occupancy(bev.coarse, bev.fine)
             heatmap, regression = self.centres(bev.fine)
         bev = BirdsEyeFeatures(bev.fine.float(), bev.middle.float(), bev.coarse.float())
-        index = self._chosen_voxels(occupancy_logits, extra_voxels)
         seen = torch.cat([pyramid, pixel_means(inputs.images)], dim=1)  # colours as they are, too
-        features, semantic = self._voxel_features(index, bev, lidar.fine, seen, inputs)
-        logit = occupancy_logits[tuple(index.unbind(-1))]
-        features = torch.cat([features.float(), logit[:, None]], dim=-1)
         candidates = find_candidates(
             heatmap,
             regression,
@@ -147,6 +146,10 @@ class Perception(nn.Module):
             threshold=self.config.token_threshold,
         )
         tokens = tuple(self.scene_tokens(b, item, bev, seen, inputs) for b, item in enumerate(candidates))
+        index = self._chosen_voxels(occupancy_logits, tokens, extra_voxels)
+        features, semantic = self._voxel_features(index, bev, lidar.fine, seen, inputs)
+        logit = occupancy_logits[tuple(index.unbind(-1))]
+        features = torch.cat([features.float(), logit[:, None]], dim=-1)
         return PerceptionOutput(
             coarse_logits, occupancy_logits, index, features, semantic, heatmap, regression, tokens
         )
@@ -163,12 +166,21 @@ class Perception(nn.Module):
             device.type, dtype=self.compute_dtype if enabled else torch.bfloat16, enabled=enabled
         )
 
-    def _chosen_voxels(self, logits: Tensor, extra: Tensor | None) -> Tensor:
-        """Indices [M, 4] of the voxels that may be occupied, at most MAX_VOXELS a scene, plus `extra`."""
+    def _chosen_voxels(self, logits: Tensor, tokens: Sequence[SceneTokens], extra: Tensor | None) -> Tensor:
+        """Indices [M, 4] of the voxels that may be an object's: those in and around candidates that may be
+        occupied, at most MAX_VOXELS a scene, plus `extra`.
+        """
         logits = logits.detach()
-        chosen = logits.sigmoid() > self.config.voxel_threshold
+        near = torch.zeros_like(logits, dtype=torch.bool)
+        for b, scene in enumerate(tokens):
+            boxes = scene.candidates.box.detach().float().clone()
+            boxes[:, 3:6] = boxes[:, 3:6].clamp(max=LONGEST) + 2 * REACH
+            _, place = voxels_in_boxes(boxes, self.grid)
+            near[b, place[:, 0], place[:, 1], place[:, 2]] = True
+        chosen = near & (logits.sigmoid() > self.config.voxel_threshold)
         for b in (chosen.flatten(1).sum(1) > MAX_VOXELS).nonzero()[:, 0].tolist():
-            chosen[b] = logits[b] > logits[b].flatten().topk(MAX_VOXELS).values[-1]
+            likely = torch.where(chosen[b], logits[b], -torch.inf)
+            chosen[b] = likely > likely.flatten().topk(MAX_VOXELS).values[-1]
         return (chosen if extra is None else chosen | extra).nonzero()
 
     def _voxel_features(
