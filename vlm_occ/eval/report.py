@@ -22,6 +22,7 @@ from vlm_occ.data.keyframe_labels import load_labelled_keyframe
 from vlm_occ.data.store import SimulatedScenes
 from vlm_occ.eval.contenders import score
 from vlm_occ.eval.evaluate import (
+    Outcome,
     Scenes,
     Sensors,
     evaluate_scenes,
@@ -37,9 +38,6 @@ from vlm_occ.models.baselines import Baseline
 from vlm_occ.models.checkpoint import find_checkpoint
 from vlm_occ.models.load import load_model
 from vlm_occ.timing import default_device
-
-ONE_KIND: tuple[Sensors, ...] = ("lidar", "cameras")
-"""Evaluations with one kind of sensor."""
 
 
 def protocol(model: VLMOcc | Baseline, name: str, scenes: Scenes, split: str, data: str) -> dict[str, object]:
@@ -189,19 +187,27 @@ def _evaluate_share(part: Share, number: int, count: int) -> None:
     source = open_split(part.data, part.split, part.scenes, part.queries)
     loaded = load_model(part.model, device=part.device)
     assert isinstance(loaded, VLMOcc)
-    keep, share = part.keep(number), (number, count)
-    evaluate_scenes(loaded, source, keep=keep, share=share)
-    for sensors in ONE_KIND:
-        evaluate_scenes(loaded, source, sensors=sensors, limit=part.sensor_scenes, keep=keep, share=share)
+    _outcomes(loaded, source, part.sensor_scenes, part.keep(number), (number, count))
+
+
+def _outcomes(
+    vlm: VLMOcc, source: Scenes, sensor_scenes: int, keep: KeptOutcomes, share: tuple[int, int] = (0, 1)
+) -> dict[Sensors, list[Outcome]]:
+    """Outcomes of a share of all scenes, and of the first `sensor_scenes` with one kind of sensor."""
+    limits: dict[Sensors, int | None] = {"all": None, "lidar": sensor_scenes, "cameras": sensor_scenes}
+    return {
+        sensors: evaluate_scenes(vlm, source, sensors=sensors, limit=limit, keep=keep, share=share)
+        for sensors, limit in limits.items()
+    }
 
 
 def _model_figures(vlm: VLMOcc, source: Scenes, sensor_scenes: int, keep: KeptOutcomes) -> dict[str, object]:
     """All figures of VLM-Occ on simulated or recorded scenes."""
-    outcomes = evaluate_scenes(vlm, source, keep=keep)
-    result = summary([o for o in outcomes if o.plain.lexicon == "train"])
-    result.update(_unseen_words([o.plain for o in outcomes]))
-    for sensors in ONE_KIND:
-        some = evaluate_scenes(vlm, source, sensors=sensors, limit=sensor_scenes, keep=keep)
+    outcomes = _outcomes(vlm, source, sensor_scenes, keep)
+    everything = outcomes.pop("all")
+    result = summary([o for o in everything if o.plain.lexicon == "train"])
+    result.update(_unseen_words([o.plain for o in everything]))
+    for sensors, some in outcomes.items():
         part = summarise([o.plain for o in some if o.plain.lexicon == "train"])
         result[f"{sensors}_only"] = {key: part[key] for key in ("overall", "macro_acc25", "no_target")}
     result["token_recall"] = token_recall(vlm, source, limit=sensor_scenes)
