@@ -45,7 +45,7 @@ HEADED = (
     "motorcycle",
     "trailer",
 )
-LEXICONS: tuple[Lexicon, ...] = ("train", "heldout")
+LEXICONS: tuple[Lexicon, ...] = ("train", "wide", "heldout")
 
 
 def random_facts(seed: int, count: int = 45) -> list[ObjectFacts]:

@@ -19,6 +19,7 @@ from vlm_occ.data.simulator.situations import write_situations
 from vlm_occ.data.simulator.vocabulary import training_adjectives, training_nouns, training_words
 from vlm_occ.language import known_words
 from vlm_occ.language.backbones import Backbone
+from vlm_occ.language.colour_names import basic_colours, lab
 from vlm_occ.language.known_words import Bank, Kind, KnownWords, Meaning, measure_words
 from vlm_occ.language.loading import load_backbone
 from vlm_occ.language.rewording import plain, readings
@@ -28,7 +29,7 @@ from vlm_occ.types import Wording
 NOTHING = torch.zeros(0)
 
 
-NOUN_FOR = {"digger": "excavator", "lorry": "truck", "cop car": "police car", "clump of scrap": "bin"}
+NOUN_FOR = {"digger": "excavator", "lorry": "truck", "sheriff car": "police car", "clump of scrap": "bin"}
 ADJECTIVE_FOR = {"crimson": "red", "azure": "blue"}
 
 
@@ -49,7 +50,7 @@ class Dictionary(KnownWords):
     def kinds_of(self, backbone: Backbone, words: Sequence[str]) -> list[Kind]:
         """From the table; what ends in -side is no part of a noun phrase."""
         return [
-            "adjective" if word in ADJECTIVE_FOR else "other" if word.endswith("side") else "noun"
+            "adjective" if word in {*ADJECTIVE_FOR, "clad"} else "other" if word.endswith("side") else "noun"
             for word in words
         ]
 
@@ -85,10 +86,14 @@ def test_sentences_of_the_training_lexicon_stay_as_they_are(known: Dictionary, b
         ("Find an azure digger.", "Find a blue excavator."),
         ("all the lorries behind us", "all the trucks behind us"),
         ("three diggers", "three excavators"),
-        ("the cop car", "the police car"),
+        ("the sheriff car", "the police car"),
         ("the crimson bus", "the red bus"),
         ("the clump of scrap near the digger", "the bin near the excavator"),
         ("the lorry alongside the bus", "the truck alongside the bus"),
+        ("the lorry inside a 20 metre radius", "the truck inside a 20 metre radius"),
+        ("the lorry clad in crimson", "the truck clad in red"),
+        ("the car clad in black", "the car clad in black"),
+        ("hand us this lorry", "hand us this truck"),
         ("the lorry that stays put", "the truck that stays put"),
         ("pinpoint the bus", "pinpoint the bus"),
         ("the bus off our left-hand corner", "the bus off our left-hand corner"),
@@ -208,3 +213,36 @@ def test_a_checkpoint_keeps_the_known_words(model: VLMOcc, tmp_path: Path) -> No
         nouns[1],
         nouns[0],
     ]
+
+
+@pytest.mark.parametrize(
+    ("word", "colours"),
+    [
+        ("azure", {"blue"}),
+        ("jet-black", {"black"}),
+        ("lemon-coloured", {"yellow"}),
+        ("snowy", {"white"}),
+        ("silver", {"grey"}),
+        ("Crimson", {"red"}),
+        ("maroon", {"brown", "red", "purple"}),
+        ("gray", {"grey"}),
+        ("dirty", set()),
+        ("parked", set()),
+    ],
+)
+def test_names_of_colours_are_known_by_their_neighbours(word: str, colours: set[str]) -> None:
+    found = basic_colours(word)
+    assert set(found) == colours
+    assert not found or sum(found.values()) == pytest.approx(1.0)
+
+
+def test_lab_agrees_with_published_values() -> None:
+    rgb = torch.tensor([[1.0, 0, 0], [0, 0, 1.0], [1, 1, 1], [0, 0, 0]])  # Lindbloom's calculator, D65
+    expected = torch.tensor([[53.24, 80.09, 67.20], [32.30, 79.19, -107.86], [100, 0, 0], [0, 0, 0]])
+    assert torch.allclose(lab(rgb), expected, atol=0.1)
+
+
+def test_colours_need_no_language_model_and_no_knowledge_beyond_the_vocabulary(known: Dictionary) -> None:
+    assert [m.wording.singular for m in known.colours("crimson")] == ["red"]
+    assert [m.wording.singular for m in known.colours("magenta")] == ["red"]  # no pink in training
+    assert known.colours("loitering") == []

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 
 from conftest import real_data
-from random_facts import LEXICONS, sample
+from random_facts import sample
 
 from vlm_occ.data.simulator.lexicon import NOUNS, Lexicon, flip_text, plural
 from vlm_occ.data.simulator.predicates import CLASS_OF
@@ -44,13 +44,13 @@ ALL = (NOUNS, ADJECTIVES, PHRASES, FRAMES, SITUATIONS, ORDINALS)
 
 def test_no_stem_of_a_held_out_noun_occurs_in_the_training_lexicon() -> None:
     glue = {"of", "by"}
-    training = tokens([*wordings("train", *ALL), *map(plural, wordings("train", NOUNS))])
+    training = tokens([*wordings("wide", *ALL), *map(plural, wordings("wide", NOUNS))])
     nouns = tokens(wordings("heldout", NOUNS)) - glue
     training_stems = {stem(token) for token in training} | training
     assert not {token for token in nouns if stem(token) in training_stems}
     long = {token for token in nouns if len(stem(token)) >= 4}
     assert not {(token, other) for token in long for other in training if stem(token) in other}
-    given_away = {stem(token) for token in tokens(wordings("train", NOUNS)) - glue}
+    given_away = {stem(token) for token in tokens(wordings("wide", NOUNS)) - glue}
     given_away = {token for token in given_away if len(token) >= 4}  # as "truck" would "truckload"
     assert not {(token, other) for token in nouns for other in given_away if token.startswith(other)}
 
@@ -58,11 +58,21 @@ def test_no_stem_of_a_held_out_noun_occurs_in_the_training_lexicon() -> None:
 def test_held_out_sentences_have_frames_and_phrases_of_their_own() -> None:
     shared = set(COLOURS) | {"{the}"}
     for table in ALL:
-        same = set(wordings("train", table)) & set(wordings("heldout", table))
+        same = set(wordings("wide", table)) & set(wordings("heldout", table))
         assert same <= shared, same
-    frames = [tokens(wordings(lexicon, FRAMES)) - FUNCTION_WORDS for lexicon in LEXICONS]
+    frames = [tokens(wordings(lexicon, FRAMES)) - FUNCTION_WORDS for lexicon in ("wide", "heldout")]
     common = {stem(t) for t in frames[0]} & {stem(t) for t in frames[1]}
     assert not common
+
+
+def test_the_wide_lexicon_holds_the_training_lexicon_and_more_for_the_same_keys() -> None:
+    for table in ALL:
+        for key, words in table["train"].items():
+            assert table["wide"][key][: len(words)] == words
+            added = table["wide"][key][len(words) :]
+            assert len({*added} - {*words}) == len(added), key
+        assert set(table["wide"]) == set(table["train"])
+    assert len(wordings("wide", NOUNS, PHRASES)) > 1.8 * len(wordings("train", NOUNS, PHRASES))
 
 
 def test_every_noun_has_two_words_at_least_in_training_and_one_held_out_and_classes_have_more() -> None:
@@ -72,7 +82,7 @@ def test_every_noun_has_two_words_at_least_in_training_and_one_held_out_and_clas
 
 
 def test_held_out_queries_use_no_training_noun() -> None:
-    training = tokens(wordings("train", NOUNS)) | tokens(map(plural, wordings("train", NOUNS)))
+    training = tokens(wordings("wide", NOUNS)) | tokens(map(plural, wordings("wide", NOUNS)))
     allowed = tokens(wordings("heldout", *ALL)) | {*NUMBERS, "both"}
     for _, _, query in sample("heldout"):
         assert not tokens([query.text]) & training - allowed, query.text
@@ -96,7 +106,7 @@ def test_plurals_inflect_the_head() -> None:
 def test_no_wording_is_a_sentence_of_the_real_data() -> None:
     commands = json.loads((real_data() / "talk2car" / "val_commands.json").read_text())["commands"]
     real = {item["command"].lower().strip(" .!?") for item in commands}
-    own = wordings("train", FRAMES) + wordings("heldout", FRAMES)
+    own = wordings("wide", FRAMES) + wordings("heldout", FRAMES)
     written = {
         frame.format(the=f"the {noun}", a=f"a {noun}").lower().strip(" .!?")
         for frame in own

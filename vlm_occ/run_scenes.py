@@ -160,6 +160,7 @@ def open_simulated(config: TrainConfig) -> SimulatedScenes:
         num_questions=data.questions,
         views=config.model.spatial is not None and config.stage in ("grounding", "joint"),
         balanced=data.balanced,
+        lexicon=data.lexicon,
         folder=Path(data.keep) if data.keep else None,
         first=data.first_scene,
     )

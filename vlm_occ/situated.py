@@ -22,6 +22,8 @@ class Situation:
     text: str = ""  # the description that it was found from; "" where there was none
 
 
+Lexicon = Literal["train", "wide", "heldout"]
+"""Whose words a sentence uses: see `vlm_occ.data.simulator.lexicon`."""
 MentionRole = Literal["place", "far", "target"]
 MENTIONS: tuple[MentionRole, ...] = get_args(MentionRole)
 """Roles of objects that a situation names: where one stands, the other end of a line, what one looks at."""
@@ -68,7 +70,7 @@ class SituationQuery:
     position: tuple[float, float]
     yaw: float
     kind: Literal["exact", "vague"] = "exact"
-    lexicon: Literal["train", "heldout"] = "train"
+    lexicon: Lexicon = "train"
     parts: SituationParts | None = None  # where its maker knows them
 
 
@@ -90,4 +92,4 @@ class SpatialQuestion:
     yaw: float | None = None  # where it looks, radians about z
     options: tuple[str, ...] = ()  # of a multiple choice, as "A. left"
     object_names: tuple[str, ...] = ()  # what it is about, where the file says so
-    lexicon: Literal["train", "heldout"] = "train"
+    lexicon: Lexicon = "train"

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vlm_occ.situated import SituationQuery, SpatialQuestion
+from vlm_occ.situated import Lexicon, SituationQuery, SpatialQuestion
 
 TALK2OCC_CLASSES = (
     "car",
@@ -184,7 +184,7 @@ class GroundingQuery:
     text: str
     targets: tuple[int, ...]
     unique: bool  # the target's class occurs once in the scene (Talk2Occ's Unique)
-    lexicon: Literal["train", "heldout"] = "train"
+    lexicon: Lexicon = "train"
     kind: QueryKind = "expression"
     near_miss: bool = False  # no target although the class is there
     answer: str = ""  # the words after the grounding token

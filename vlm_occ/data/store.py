@@ -22,7 +22,7 @@ from vlm_occ.data.simulator.questions import write_questions
 from vlm_occ.data.simulator.scene import simulate_details, split_seed
 from vlm_occ.data.simulator.situations import write_situations
 from vlm_occ.data.simulator.views import appearances, drive_views, kept_views, save_views
-from vlm_occ.situated import Mention, SituationParts, SituationQuery
+from vlm_occ.situated import Lexicon, Mention, SituationParts, SituationQuery
 from vlm_occ.types import (
     CameraRig,
     Frame,
@@ -139,7 +139,7 @@ def _situation(values: dict[str, Any]) -> SituationQuery:
     return SituationQuery(**{**values, "position": tuple(values["position"]), "parts": parts})
 
 
-LEXICONS: tuple[Literal["train", "heldout"], ...] = ("train", "heldout")
+LEXICONS: tuple[Lexicon, ...] = ("train", "heldout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +159,7 @@ class SimulatedScenes:
     num_questions: int = 0
     views: bool = False  # exact depth of the pictures; without it no question is about appearance order
     balanced: bool = False
-    lexicon: Literal["train", "heldout", "both"] = "train"  # both: first those of one, then of the other
+    lexicon: Lexicon | Literal["both"] = "train"  # both: first those of "train", then of "heldout"
     folder: Path | None = None
     image_size: tuple[int, int] = (256, 704)  # (H, W)
     first: int = 0  # index in the split of the scene with index 0 here

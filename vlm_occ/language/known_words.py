@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
+from vlm_occ.language.colour_names import basic_colours
 from vlm_occ.types import Wording
 
 if TYPE_CHECKING:
@@ -122,10 +123,23 @@ class KnownWords:
 
     @torch.no_grad()
     def describe(self, backbone: Backbone, words: Sequence[str], *, most: int = 2) -> Meanings:
-        """The likeliest known adjectives for unknown ones."""
-        return self._remembered(
-            f"adjective {most}", words, lambda some: self.adjectives.nearest(backbone, ADJECTIVE, some, most)
+        """The likeliest known adjectives for unknown ones; for a colour's name, the colours it may be."""
+        colours = [self.colours(word) for word in words]
+        others = [word for word, own in zip(words, colours, strict=True) if not own]
+        nearest = iter(
+            self._remembered(
+                f"adjective {most}",
+                others,
+                lambda some: self.adjectives.nearest(backbone, ADJECTIVE, some, most),
+            )
         )
+        return [own[:most] or next(nearest) for own in colours]
+
+    def colours(self, word: str) -> list[Meaning]:
+        """The known colours that a word may name, the likeliest first; none if it names none."""
+        wordings = {wording.phrase: wording for wording in self.adjectives.wordings}
+        shares = {name: share for name, share in basic_colours(word).items() if name in wordings}
+        return [Meaning(wordings[name], share) for name, share in shares.items()]
 
     @torch.no_grad()
     def kinds_of(self, backbone: Backbone, words: Sequence[str]) -> list[Kind]:

@@ -1,8 +1,9 @@
 """A sentence with words that training never saw, in words that it knows: `the digger` as `the excavator`.
 
-Only noun phrases are reworded: what follows `the`, `a`, `all`, ... up to a word that can't be part of it. Of
-their unknown words those that rather stand before a noun become known adjectives each, and from the first of
-the others on all that is left of the phrase becomes one known noun. Frames (`pinpoint`) and relations stay.
+Noun phrases are reworded: what follows `the`, `a`, `all`, ... up to a word that can't be part of it. Of their
+unknown words those that rather stand before a noun become known adjectives each, and from the first of the
+others on all that is left of the phrase becomes one known noun. So are colours behind `in`. Function words,
+frames (`pinpoint`) and relations stay.
 """
 
 from __future__ import annotations
@@ -23,6 +24,24 @@ READINGS = 6
 """Wordings of one sentence that are tried: the scene decides among them."""
 _TOKEN = re.compile(rf"\d+(?:\.\d+)?|{WORD}|[^\w\s]")
 _MANY = {*NUMBER_WORDS, "all", "both", "these", "those"}
+_FUNCTION = frozenset(
+    re.findall(
+        r"[a-z]+",
+        """
+    aboard about above across after against ahead along alongside amid among around aside astride at atop away
+    before behind below beneath beside besides between beyond by despite down for from in inside into near of
+    off on onto opposite out outside over past per round since through throughout till to together toward
+    towards under underneath until up upon via with within without
+    am are be been being can could did do does done had has have is may might must shall should was were will
+    would he her hers him his i it its me mine our ours she their theirs them they us we who whom whose which
+    you your yours and but nor or so than then though although as if when where while whereas because not also
+    just only very too quite rather almost nearly here there somewhere anywhere
+    everywhere now soon still yet again once
+    """,
+    )
+)
+"""Prepositions, auxiliaries, pronouns, conjunctions and adverbs of place, time and degree: a closed class, of
+which no word names a thing."""
 _DETERMINERS = _MANY | {"a", "an", "the", "this", "that", "every", "each", "any", "some"}
 
 
@@ -75,12 +94,15 @@ def _gaps(known: KnownWords, backbone: Backbone, text: str) -> list[_Gap]:
     """Where a sentence's noun groups have unknown words."""
     tokens = list(_TOKEN.finditer(text))
     words = [token.group().lower() for token in tokens]
-    parts = known.nouns.parts | known.adjectives.parts
-    unknown = [word[0].isalpha() and word not in known for word in words]
+    fixed = _FUNCTION | _DETERMINERS
+    parts = (known.nouns.parts | known.adjectives.parts) - fixed
+    unknown = [word[0].isalpha() and word not in known and word not in fixed for word in words]
     gaps: list[_Gap] = []
     place = 0
     while place < len(words):
         place += 1
+        if words[place - 1] == "in" and place < len(words) and unknown[place]:
+            gaps += _colour_gap(known, tokens[place])
         if words[place - 1] not in _DETERMINERS:
             continue
         end = place
@@ -118,8 +140,14 @@ def _group_gaps(
     if not odd:
         return []
     first = next((i for i in odd if kinds[i] != "adjective"), None)  # `cop car` is one noun
+    while first is not None and end - 1 > first and kinds.get(end - 1) == "adjective":
+        end -= 1  # `the gent clad in black`: what stands behind the noun describes it, in ways of its own
     if first is None and odd[-1] == end - 1:
-        first = odd[-1]
+        if end > 1 and words[end - 2].lower() in known.nouns.parts:
+            odd = odd[:-1]
+        else:
+            first = odd[-1]
+    odd = [i for i in odd if i < end]
     leading = [i for i in odd if first is None or i < first]
     gaps = []
     if leading:
@@ -133,6 +161,12 @@ def _group_gaps(
         options = known.name(backbone, [single])[0]
         gaps.append(_gap(start, end, phrase, options, many=many or single != phrase))
     return gaps
+
+
+def _colour_gap(known: KnownWords, token: re.Match[str]) -> list[_Gap]:
+    """The gap at a word behind `in` that names a colour: `dressed in crimson`."""
+    options = known.colours(token.group())
+    return [_gap(token.start(), token.end(), token.group(), options, many=False)] if options else []
 
 
 def _gap(start: int, end: int, own: str, options: Sequence[Meaning], *, many: bool) -> _Gap:

@@ -1,6 +1,7 @@
 """The words of the simulator's sentences: two disjoint lexicons, and the mirror image of a sentence.
 
-`train` is what models learn from, `heldout` tests unseen words. What is disjoint (the tests hold it):
+`train` is what models learn from, and known words in evaluation; `wide` is more of it, for training alone;
+`heldout` tests unseen words. What is disjoint (the tests hold it):
 - nouns: no token of a held-out noun has the stem (the token without its inflection) of any training word,
   be it of a noun, an attribute, a relation or a sentence frame; stems of four letters or more occur in no
   training word either;
@@ -17,9 +18,10 @@ written for this project; Talk2Car and nuScenes were read for their style only.
 from __future__ import annotations
 
 import re
-from typing import Literal
 
-Lexicon = Literal["train", "heldout"]
+from vlm_occ.data.simulator.more_words import MORE_NOUNS
+from vlm_occ.situated import Lexicon
+
 Table = dict[str, tuple[str, ...]]
 
 _SIDE = re.compile(r"\b(left|right)(?=most\b|wards?\b|hand\b|\b)", re.IGNORECASE)
@@ -54,19 +56,35 @@ def flip_text(text: str) -> str:
     return _SIDE.sub(swap, text)
 
 
-def parse_tables(source: str) -> dict[Lexicon, Table]:
-    """Parse `key: a | b / c | d` lines; a key `left` or `left_of` gets its mirror image `right...`."""
-    train: Table = {}
-    heldout: Table = {}
-    for line in source.strip().replace("\n  ", " ").splitlines():
+def parse_tables(source: str, more: str = "") -> dict[Lexicon, Table]:
+    """Parse `key: a | b / c | d` lines; a key `left` or `left_of` gets its mirror image `right...`.
+
+    Lines `key: e | f` of `more` are what `wide` has besides `train`.
+    """
+    tables: dict[Lexicon, Table] = {"train": {}, "wide": {}, "heldout": {}}
+    for line in _lines(source):
         key, _, wordings = line.partition(":")
         halves = wordings.split(" / ")
-        for table, half in zip((train, heldout), (halves[0], halves[-1]), strict=True):
-            words = tuple(word.strip() for word in half.split("|"))
-            table[key.strip()] = words
-            if "left" in key:
-                table[flip_key(key.strip())] = tuple(flip_text(word) for word in words)
-    return {"train": train, "heldout": heldout}
+        for lexicon, table in tables.items():
+            _add(table, key.strip(), halves[-1] if lexicon == "heldout" else halves[0])
+    for line in _lines(more):
+        key, _, wordings = line.partition(":")
+        _add(tables["wide"], key.strip(), wordings)
+    return tables
+
+
+def _lines(source: str) -> list[str]:
+    """Lines of a table, those that begin with blanks joined to the ones before."""
+    return source.strip().replace("\n  ", " ").splitlines()
+
+
+def _add(table: Table, key: str, wordings: str) -> None:
+    """Add wordings, separated by `|`, to a key of a table and their mirror images to its mirror image."""
+    words = tuple(word.strip() for word in wordings.split("|"))
+    table[key] = table.get(key, ()) + words
+    if "left" in key:
+        mirrored = flip_key(key)
+        table[mirrored] = table.get(mirrored, ()) + tuple(flip_text(word) for word in words)
 
 
 def flip_key(key: str) -> str:
@@ -74,7 +92,8 @@ def flip_key(key: str) -> str:
     return re.sub("left|right", lambda match: _OTHER_SIDE[match.group()], key)
 
 
-NOUNS = parse_tables("""
+NOUNS = parse_tables(
+    """
 car: car | passenger car | motorcar | family car | private car / automobile | auto | runabout
 pedestrian: pedestrian | person | person on foot | human / passer-by | individual | bystander
 truck: truck | delivery truck | cargo truck | freight truck | goods vehicle / lorry | juggernaut | HGV
@@ -138,7 +157,9 @@ fence: fence | construction fence | metal fence / lattice hurdle | hoarding
 delineator: delineator | marker post | delineator post / bollard | stake
 vehicle: vehicle | motor vehicle / conveyance
 thing: object | thing / item | entity
-""")
+""",
+    MORE_NOUNS,
+)
 """Names of classes, of narrower kinds and of wider ones; plurals are formed by `plural`."""
 
 _IRREGULAR = {
@@ -149,12 +170,15 @@ _IRREGULAR = {
     "passer-by": "passers-by",
     "deer": "deer",
     "gear": "gear",
+    "reindeer": "reindeer",
+    "calf": "calves",
+    "ox": "oxen",
 }
 
 
 def plural(noun: str) -> str:
-    """The plural of a noun of the table; the head is the last word before `of`, `in`, `for` or `on`."""
-    cut = re.search(r" (?:of|in|for|on|without) ", noun)
+    """The plural of a noun of the table; the head is the last word before a preposition."""
+    cut = re.search(r" (?:of|in|for|on|with|without) ", noun)
     head, rest = (noun, "") if cut is None else (noun[: cut.start()], noun[cut.start() :])
     start, gap, last = head.rpartition(" ")
     if last in _IRREGULAR:

@@ -107,7 +107,7 @@ class Speaker:
         if order.key == "closest_to":
             assert order.anchor is not None
             return head, [f"{self.pick(PHRASES, 'closest_to')} {self.definite(order.anchor, nested=True)}"]
-        if order.key in ("leftmost", "rightmost") and self.lexicon == "train" and order.rank > 1:
+        if order.key in ("leftmost", "rightmost") and self.lexicon != "heldout" and order.rank > 1:
             return f"{_RANKS[order.rank]} {head}", [self.pick(PHRASES, f"from {order.key[: -len('most')]}")]
         adjective = self.pick(ADJECTIVES, order.key)
         if order.rank == 1:

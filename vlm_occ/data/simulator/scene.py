@@ -20,6 +20,7 @@ from vlm_occ.data.simulator.rig import nuscenes_rig
 from vlm_occ.data.simulator.situations import write_situations
 from vlm_occ.data.simulator.world import World, build_world
 from vlm_occ.geometry import invert_rigid, points_in_boxes
+from vlm_occ.situated import Lexicon
 from vlm_occ.types import CameraRig, Frame, LabelledScene, Scene, SceneLabels, VoxelGrid
 
 Split = Literal["demo", "train", "calibration", "val", "test"]
@@ -67,7 +68,7 @@ def simulate(
     num_queries: int = 10,
     num_situations: int = 0,
     balanced: bool = False,
-    lexicon: Literal["train", "heldout"] = "train",
+    lexicon: Lexicon = "train",
     cameras: bool = True,
     lidar: bool = True,
     camera_frames: int | None = None,
@@ -98,7 +99,7 @@ def with_sentences(
     seed: int,
     num_queries: int = 10,
     num_situations: int = 0,
-    lexicon: Literal["train", "heldout"] = "train",
+    lexicon: Lexicon = "train",
 ) -> LabelledScene:
     """The labelled scene of a simulation with sentences of one lexicon."""
     queries, situations = (), ()

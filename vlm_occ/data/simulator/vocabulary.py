@@ -29,8 +29,8 @@ _PLACES = {
 def training_words() -> frozenset[str]:
     """Every word of the training lexicon in lower case."""
     tables = (NOUNS, ADJECTIVES, PHRASES, FRAMES, ORDINALS, DETERMINERS, SITUATIONS)
-    texts = [wording for table in tables for row in table["train"].values() for wording in row]
-    texts += [plural(noun) for row in NOUNS["train"].values() for noun in row]
+    texts = [wording for table in tables for row in table["wide"].values() for wording in row]
+    texts += [plural(noun) for row in NOUNS["wide"].values() for noun in row]
     texts += [*NUMBERS, *(changed for _, changed in AGREEMENT), "first second third metre metres m us both"]
     words = re.findall(WORD, re.sub(r"\{\w+\}|\\b", " ", " ".join(texts)))
     return frozenset(word.lower() for word in words)
@@ -38,10 +38,10 @@ def training_words() -> frozenset[str]:
 
 def training_nouns() -> tuple[Wording, ...]:
     """Every noun of the training lexicon with the first wording of its meaning, then the places."""
-    rows = [Wording(noun, nouns[0], plural(nouns[0])) for nouns in NOUNS["train"].values() for noun in nouns]
+    rows = [Wording(noun, nouns[0], plural(nouns[0])) for nouns in NOUNS["wide"].values() for noun in nouns]
     return (*rows, *(Wording(word, meaning) for word, meaning in _PLACES.items()))
 
 
 def training_adjectives() -> tuple[Wording, ...]:
     """Every adjective of the training lexicon with the first wording of its meaning."""
-    return tuple(Wording(word, words[0]) for words in ADJECTIVES["train"].values() for word in words)
+    return tuple(Wording(word, words[0]) for words in ADJECTIVES["wide"].values() for word in words)

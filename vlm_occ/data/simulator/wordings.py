@@ -1,10 +1,12 @@
-"""The wordings of attributes, relations, orders and whole sentences, in the two lexicons of lexicon.py."""
+"""The wordings of attributes, relations, orders and whole sentences, in the lexicons of lexicon.py."""
 
 from __future__ import annotations
 
 from vlm_occ.data.simulator.lexicon import Lexicon, Table, parse_tables
+from vlm_occ.data.simulator.more_words import MORE_ADJECTIVES, MORE_FRAMES, MORE_PHRASES
 
-ADJECTIVES = parse_tables("""
+ADJECTIVES = parse_tables(
+    """
 white: white / white | snowy
 black: black / black | jet-black
 grey: grey | gray / silver | ash-coloured
@@ -29,10 +31,13 @@ farthest: farthest | furthest / remotest
 leftmost: leftmost / outermost left-hand
 largest: largest | biggest / bulkiest
 smallest: smallest / tiniest
-""")
+""",
+    MORE_ADJECTIVES,
+)
 """Modifiers that stand before the noun."""
 
-PHRASES = parse_tables("""
+PHRASES = parse_tables(
+    """
 left: on the left | on our left | to the left | on the left side | to our left | on your left / on the
   left-hand side | off to our left-hand flank | over on the left flank
 ahead: ahead | ahead of us | in front of us | up ahead | in front / before us | in our forward view
@@ -78,16 +83,21 @@ left_of: to the left of | left of | on the left of / on the left-hand side of
 between: between {a} and {b} | in between {a} and {b} / sandwiched by {a} and {b} | with {a} and {b} to
   either side
 closest_to: closest to | nearest to / at the shortest distance from
-""")
+""",
+    MORE_PHRASES,
+)
 """Modifiers that stand behind the noun."""
 
+_ORDINALS: Table = {"2": ("second {a} {n}",), "3": ("third {a} {n}",)}
 ORDINALS: dict[Lexicon, Table] = {
-    "train": {"2": ("second {a} {n}",), "3": ("third {a} {n}",)},
+    "train": _ORDINALS,
+    "wide": _ORDINALS,
     "heldout": {"2": ("{a} {n} but one",), "3": ("{a} {n} but two",)},
 }
 """Ranks above the first, around an order's adjective `{a}` and a noun group `{n}`."""
 
-FRAMES = parse_tables("""
+FRAMES = parse_tables(
+    """
 expression: {the} | {the} | {the} | {the} | find {the} | show me {the} | where is {the}? | could you find
   {the} | can you show me {the}? | please mark {the} | look for {the} | I am looking for {the} | point at
   {the} | which one is {the}? | do you see {the}? | I mean {the} | highlight {the} | where can I see {the}?
@@ -122,7 +132,9 @@ moving vehicle: follow {the} | overtake {the} | pass {the} when it is safe | let
 person: pick up {the} | stop for {the} | let {the} cross | wait for {the} | I know {the}, pull over | honk
   at {the} | {the} is my friend, stop here | let me talk to {the} | stop, so that {the} can get in / collect
   {the} | invite {the} aboard | greet {the} | grant priority to {the}
-""")
+""",
+    MORE_FRAMES,
+)
 """Sentences around a description: `{the}` a definite noun phrase, `{a}` an indefinite one."""
 
 SITUATIONS = parse_tables("""
@@ -153,11 +165,13 @@ and behind: and {b} behind me | and {b} behind my back / and {b} to my rear
 """)
 """Parts of a description of where somebody stands and looks; `it` is the object `{a}`."""
 
+_DETERMINERS: Table = {
+    "one": ("the", "the", "the", "the", "the", "the", "that"),
+    "all": ("all the", "all", "the", "all of the", "every"),
+}
 DETERMINERS: dict[Lexicon, Table] = {
-    "train": {
-        "one": ("the", "the", "the", "the", "the", "the", "that"),
-        "all": ("all the", "all", "the", "all of the", "every"),
-    },
+    "train": _DETERMINERS,
+    "wide": _DETERMINERS,
     "heldout": {"one": ("the", "the", "the", "this"), "all": ("each of the", "each", "the entire set of")},
 }
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
