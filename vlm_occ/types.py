@@ -253,6 +253,11 @@ class GroundedObject:
 
 WORD = r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*"
 """Pattern of a word: `stop-over` and `driver's` are one."""
+NUMBER_WORDS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
+)  # fmt: skip
+"""The numbers from 0 on, as words."""
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from vlm_occ.eval.text_overlap import bleu, cider, meteor_exact_stem, rouge_l, tokenize
-
-_NUMBERS = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
-)  # fmt: skip
+from vlm_occ.types import NUMBER_WORDS
 
 VSI_CHOICE_TYPES = (
     "object_rel_direction_easy",
@@ -50,7 +46,7 @@ def normalise_answer(text: str) -> str:
     its annotators.
     """
     text = re.sub(r"[^a-z0-9,'\s:-]+", "", text.lower().replace("\u2019", "'"))
-    text = re.sub(r"\b([0-9]|1[0-9]|20)\b", lambda match: _NUMBERS[int(match.group())], text)
+    text = re.sub(r"\b([0-9]|1[0-9]|20)\b", lambda match: NUMBER_WORDS[int(match.group())], text)
     text = re.sub(r"\b([a-z]+)[0-9]\b", r"\1", text)
     text = re.sub(r"\b(?:a|an|the)\s+(?=[a-z])", "", text)
     text = re.sub(r"\bbackwards\b", "backward", text)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 
-from vlm_occ.types import WORD
+from vlm_occ.types import NUMBER_WORDS, WORD
 
-NUMBER_WORDS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-"""Two and above, in order."""
 _BEFORE = {"all", "the", "these", "those", "of", "our", "my", "your"}
 _DETERMINERS = _BEFORE | {"a", "an", "each", "every", "any", "some", "this", "that"}
 _WORD = re.compile(rf"\d+|{WORD}")
@@ -30,6 +28,5 @@ def _value(word: str) -> int | None:
     """The number of at least two that a word is."""
     if word == "both":
         return 2
-    if word in NUMBER_WORDS:
-        return NUMBER_WORDS.index(word) + 2
-    return int(word) if word.isdigit() and int(word) > 1 else None
+    number = NUMBER_WORDS.index(word) if word in NUMBER_WORDS else int(word) if word.isdigit() else 0
+    return number if number > 1 else None

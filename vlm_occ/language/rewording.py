@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vlm_occ.language.counts import NUMBER_WORDS
 from vlm_occ.language.known_words import KnownWords, Meaning
-from vlm_occ.types import WORD
+from vlm_occ.types import NUMBER_WORDS, WORD
 
 if TYPE_CHECKING:
     from vlm_occ.language.backbones import Backbone
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 READINGS = 6
 """Wordings of one sentence that are tried: the scene decides among them."""
 _TOKEN = re.compile(rf"\d+(?:\.\d+)?|{WORD}|[^\w\s]")
-_MANY = {*NUMBER_WORDS, "all", "both", "these", "those"}
+_MANY = {*NUMBER_WORDS[2:], "all", "both", "these", "those"}
 _FUNCTION = frozenset(
     re.findall(
         r"[a-z]+",

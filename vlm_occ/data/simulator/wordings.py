@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vlm_occ.data.simulator.lexicon import Lexicon, Table, parse_tables
 from vlm_occ.data.simulator.more_words import MORE_ADJECTIVES, MORE_FRAMES, MORE_PHRASES
+from vlm_occ.types import NUMBER_WORDS
 
 ADJECTIVES = parse_tables(
     """
@@ -174,4 +175,5 @@ DETERMINERS: dict[Lexicon, Table] = {
     "wide": _DETERMINERS,
     "heldout": {"one": ("the", "the", "the", "this"), "all": ("each of the", "each", "the entire set of")},
 }
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBERS = NUMBER_WORDS[:11]
+"""Larger ones are written in digits."""
