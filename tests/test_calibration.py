@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -35,6 +37,18 @@ def test_the_chosen_cut_answers_all_and_rejects_all_where_both_can_be_had() -> N
     cut = choose_cut(SENTENCES)
     assert (cut.exact, cut.rejected, cut.false_rejected) == (1.0, 1.0, 0.0)
     assert cut.threshold == 0.3 and 0.56 < cut.ratio < 0.88
+
+
+def test_what_is_only_asked_for_has_a_threshold_of_its_own() -> None:
+    asked = replace(
+        one([0.5, 0.1, 0.1]), presupposes=False
+    )  # nothing, where `the ...` at 0.32 means something
+    sentences = [*SENTENCES, asked, replace(one([0.1, 0.1, 0.9], 2), presupposes=False)]
+    cut = choose_cut(sentences)
+    assert cut.threshold == 0.3 and cut.existence == 0.5 and cut.exact == 1.0
+    assert measure_cut(sentences, 0.3, 0.7, 0.5).exact == 1.0
+    assert measure_cut(sentences, 0.3, 0.7).exact == pytest.approx(6 / 7)
+    assert measure_cut(sentences, 0.5, 0.7).false_rejected == pytest.approx(1 / 4)
 
 
 def test_a_sentence_whose_object_has_no_token_is_never_exact() -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from random_facts import LEXICONS, random_facts
+from test_adapter import tiny
+from tiny_models import save_tiny_llava
 
 from vlm_occ.data.simulator.grammar import write_queries
 from vlm_occ.data.simulator.lexicon import Lexicon
-from vlm_occ.language.counts import stated_count
+from vlm_occ.language.counts import presupposes, stated_count
 from vlm_occ.models.decoding import chosen_rows
 
 
@@ -31,6 +36,32 @@ from vlm_occ.models.decoding import chosen_rows
 )
 def test_the_number_of_the_first_noun_group_counts(text: str, count: int | None) -> None:
     assert stated_count(text) == count
+
+
+@pytest.mark.parametrize(
+    ("text", "granted"),
+    [
+        ("the van", True),
+        ("Is there a red car near the bus?", False),
+        ("find me an excavator", False),
+        ("Do you see any cyclists?", False),
+        ("the car beside a truck", True),
+        ("three vans", True),
+        ("wait next to the bus at a junction", True),
+        ("vans", True),
+    ],
+)
+def test_definite_descriptions_presuppose(text: str, granted: bool) -> None:
+    assert presupposes(text) == granted
+
+
+def test_the_threshold_goes_by_whether_a_sentence_presupposes(tmp_path: Path) -> None:
+    model = tiny(save_tiny_llava(tmp_path / "base"), score_threshold=0.2, existence_threshold=0.6)
+    scores = torch.tensor([0.1, 0.5])
+    assert model.chosen_tokens(scores, "the van").tolist() == [1]
+    assert model.chosen_tokens(scores, "is there a van?").tolist() == []
+    model.config = replace(model.config, existence_threshold=None)
+    assert model.chosen_tokens(scores, "is there a van?").tolist() == [1]
 
 
 @pytest.mark.parametrize("lexicon", LEXICONS)

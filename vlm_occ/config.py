@@ -76,6 +76,7 @@ class ModelConfig:
     word_layers: int = 2  # of the small transformer that reads a query's words for the heads
     mask_radius: float = 9.0  # most metres around a token's position in which its mask may lie
     score_threshold: float = 0.5  # voxel tokens above it are the answer; set by `vlm-occ calibrate`
+    existence_threshold: float | None = None  # of sentences such as `is there a ...?`; None: the same
     score_ratio: float = 0.0  # and above this share of the best score
     occupancy_threshold: float = 0.5
     trained: bool = False  # False: the heads are untrained, and the command line says so

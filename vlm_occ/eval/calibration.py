@@ -13,7 +13,7 @@ from torch import Tensor
 from vlm_occ.data.simulator.vocabulary import training_adjectives, training_nouns, training_words
 from vlm_occ.data.store import SimulatedScenes
 from vlm_occ.eval.evaluate import Scenes
-from vlm_occ.language.counts import stated_count
+from vlm_occ.language.counts import presupposes, stated_count
 from vlm_occ.language.known_words import measure_words
 from vlm_occ.losses.matching import match_boxes
 from vlm_occ.models.adapter import VLMOcc
@@ -51,13 +51,20 @@ class Scored:
     wanted: frozenset[int]  # tokens of its targets
     complete: bool  # every target has a token
     count: int | None = None  # how many objects the sentence says that it means
+    presupposes: bool = True  # it takes for granted that there are any
+
+    @property
+    def means_nothing(self) -> bool:
+        """Whether the right answer is none."""
+        return self.complete and not self.wanted
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A choice of threshold and ratio, and what it gives on the calibration split."""
+    """A choice of thresholds and ratio, and what it gives on the calibration split."""
 
-    threshold: float
+    threshold: float  # of sentences that presuppose what they mean
+    existence: float  # of the others
     ratio: float
     exact: float  # share of the sentences answered by exactly the right tokens
     rejected: float  # of the sentences that mean nothing
@@ -77,23 +84,24 @@ def scored_sentences(model: VLMOcc, scenes: Scenes) -> list[Scored]:
         for row, query in zip(scores, item.queries, strict=True):
             tokens = [match[target] for target in query.targets]
             wanted = frozenset(t for t in tokens if t >= 0)
-            result.append(Scored(row, wanted, -1 not in tokens, stated_count(query.text)))
+            said = stated_count(query.text), presupposes(query.text)
+            result.append(Scored(row, wanted, -1 not in tokens, *said))
     return result
 
 
-def measure_cut(sentences: Sequence[Scored], threshold: float, ratio: float) -> Cut:
-    """What a threshold and a ratio to the best score give."""
-    exact, rejected, wrongly, nothing = 0, 0, 0, 0
-    for item in sentences:
-        chosen = frozenset(chosen_rows(item.scores, threshold, ratio, count=item.count).tolist())
-        means_nothing = item.complete and not item.wanted
-        nothing += means_nothing
-        rejected += means_nothing and not chosen
-        wrongly += not means_nothing and not chosen
-        exact += item.complete and chosen == item.wanted
-    something = len(sentences) - nothing
-    return Cut(
-        threshold, ratio, exact / len(sentences), rejected / max(nothing, 1), wrongly / max(something, 1)
+def measure_cut(
+    sentences: Sequence[Scored], threshold: float, ratio: float, existence: float | None = None
+) -> Cut:
+    """What thresholds and a ratio to the best score give; without `existence` all have the same threshold."""
+    existence = threshold if existence is None else existence
+    granted, asked = _by_presupposition(sentences)
+    return _cut(
+        sentences,
+        threshold,
+        existence,
+        ratio,
+        _counts(granted, threshold, ratio),
+        _counts(asked, existence, ratio),
     )
 
 
@@ -104,9 +112,52 @@ def choose_cut(sentences: Sequence[Scored], *, max_false_rejected: float = 0.03)
     """
     if not sentences:
         raise ValueError("no sentence to calibrate on; give at least one scene with sentences")
-    cuts = [measure_cut(sentences, t, r) for t in THRESHOLDS for r in RATIOS]
+    granted, asked = _by_presupposition(sentences)
+    cuts = []
+    for ratio in RATIOS:
+        known = [(t, _counts(granted, t, ratio), _counts(asked, t, ratio)) for t in THRESHOLDS]
+        cuts += [
+            _cut(sentences, t, e, ratio, own, other) for t, own, _ in known for e, _, other in known if e >= t
+        ]
     allowed = [cut for cut in cuts if cut.false_rejected <= max_false_rejected]
     return max(allowed, key=lambda c: c.exact) if allowed else min(cuts, key=lambda c: c.false_rejected)
+
+
+def _by_presupposition(sentences: Sequence[Scored]) -> tuple[list[Scored], list[Scored]]:
+    """Those that take for granted that what they mean is there, and the others."""
+    return [s for s in sentences if s.presupposes], [s for s in sentences if not s.presupposes]
+
+
+def _counts(sentences: Sequence[Scored], threshold: float, ratio: float) -> tuple[int, int, int]:
+    """How many are answered exactly, rejected rightly and rejected wrongly."""
+    exact, rejected, wrongly = 0, 0, 0
+    for item in sentences:
+        chosen = frozenset(chosen_rows(item.scores, threshold, ratio, count=item.count).tolist())
+        rejected += item.means_nothing and not chosen
+        wrongly += not item.means_nothing and not chosen
+        exact += item.complete and chosen == item.wanted
+    return exact, rejected, wrongly
+
+
+def _cut(
+    sentences: Sequence[Scored],
+    threshold: float,
+    existence: float,
+    ratio: float,
+    *counts: tuple[int, int, int],
+) -> Cut:
+    """A cut whose counts over disjoint parts of the sentences are given."""
+    exact, rejected, wrongly = (sum(part) for part in zip(*counts, strict=True))
+    nothing = sum(item.means_nothing for item in sentences)
+    something = len(sentences) - nothing
+    return Cut(
+        threshold,
+        existence,
+        ratio,
+        exact / len(sentences),
+        rejected / max(nothing, 1),
+        wrongly / max(something, 1),
+    )
 
 
 def calibrate_command(name: str, out: Path, *, scenes: int = 60, half: bool = False) -> Cut:
@@ -117,11 +168,17 @@ def calibrate_command(name: str, out: Path, *, scenes: int = 60, half: bool = Fa
     model = load_checkpoint(name).eval()
     source = SimulatedScenes("calibration", scenes, num_frames=2, num_queries=12)
     cut = choose_cut(scored_sentences(model, source))
-    model.config = replace(model.config, score_threshold=cut.threshold, score_ratio=cut.ratio)
+    model.config = replace(
+        model.config,
+        score_threshold=cut.threshold,
+        existence_threshold=cut.existence,
+        score_ratio=cut.ratio,
+    )
     model.known = measure_words(model.backbone, training_words(), training_nouns(), training_adjectives())
     save_checkpoint(model, out, dtype=torch.bfloat16 if half else None)
     print(
-        f"vlm-occ: score_threshold {cut.threshold:g}, score_ratio {cut.ratio:g}: {cut.exact:.1%} exact, "
+        f"vlm-occ: score_threshold {cut.threshold:g}, existence_threshold {cut.existence:g}, "
+        f"score_ratio {cut.ratio:g}: {cut.exact:.1%} exact, "
         f"{cut.rejected:.1%} rejected rightly, {cut.false_rejected:.1%} wrongly",
         file=sys.stderr,
     )

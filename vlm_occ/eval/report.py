@@ -54,6 +54,7 @@ def protocol(model: VLMOcc | Baseline, name: str, scenes: Scenes, split: str, da
         "truth": "occupied voxels that touch the box (Talk2Occ eq. 1), whole grid, no visibility mask",
         "iou": "union of the targets' voxels, strict > thresholds",
         "score_threshold": model.config.score_threshold,
+        "existence_threshold": getattr(model.config, "existence_threshold", None),
         "commit": commit_of_tree(),
         "command": " ".join(sys.argv),
         "hardware": f"{platform.machine()}, {os.cpu_count()} CPU cores, model on {model.device}",

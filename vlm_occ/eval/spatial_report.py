@@ -77,7 +77,13 @@ def spatial_command(
     result["ablation"] = steps
     result["published"] = PUBLISHED
     about = protocol(vlm, model, source, split, "sim")
-    for name in ("truth", "iou", "score_threshold", "sentences_sha256_of_first_20_scenes"):
+    for name in (
+        "truth",
+        "iou",
+        "score_threshold",
+        "existence_threshold",
+        "sentences_sha256_of_first_20_scenes",
+    ):
         about.pop(name)
     result["protocol"] = {
         **about,

@@ -1,4 +1,6 @@
-"""How many objects a sentence says that it means: three by `the three vans`, two by `both buses`."""
+"""What a sentence's first noun group says of the number that it means: three by `the three vans`, two by
+`both buses`, and by `a van` that there may be none.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from vlm_occ.types import NUMBER_WORDS, WORD
 
 _BEFORE = {"all", "the", "these", "those", "of", "our", "my", "your"}
 _DETERMINERS = _BEFORE | {"a", "an", "each", "every", "any", "some", "this", "that"}
+_INDEFINITE = {"a", "an", "any", "some"}
 _WORD = re.compile(rf"\d+|{WORD}")
 
 
@@ -22,6 +25,16 @@ def stated_count(text: str) -> int | None:
     while end < len(words) and words[end] in _BEFORE:
         end += 1
     return _value(words[end]) if end < len(words) else None
+
+
+def presupposes(text: str) -> bool:
+    """Whether a sentence takes for granted that what it means is there: `the van` does, `find a van` not.
+
+    Definite descriptions presuppose, indefinite ones don't (Strawson 1950). Without a determiner it does.
+    """
+    words = [match.group().lower() for match in _WORD.finditer(text)]
+    first = next((word for word in words if word in _DETERMINERS or _value(word)), "the")
+    return first not in _INDEFINITE
 
 
 def _value(word: str) -> int | None:

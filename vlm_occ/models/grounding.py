@@ -16,7 +16,7 @@ from vlm_occ.heads.factors import FactorHead, Factors
 from vlm_occ.heads.occupancy import ObjectMaskHead
 from vlm_occ.heads.words import QueryStates, WordEncoder, read_queries
 from vlm_occ.language.backbones import Backbone
-from vlm_occ.language.counts import stated_count
+from vlm_occ.language.counts import presupposes, stated_count
 from vlm_occ.language.known_words import KnownWords
 from vlm_occ.language.prefixes import PrefixState
 from vlm_occ.language.rewording import readings
@@ -108,8 +108,10 @@ class GroundingAnswers:
 
     def chosen_tokens(self, scores: Tensor, query: str) -> Tensor:
         """Rows of the tokens of scores [N] that are the answer to a query, best first: see `chosen_rows`."""
-        cut = self.config.score_threshold, self.config.score_ratio
-        return chosen_rows(scores, *cut, count=stated_count(query))
+        threshold, asked = self.config.score_threshold, self.config.existence_threshold
+        if asked is not None and not presupposes(query):
+            threshold = asked
+        return chosen_rows(scores, threshold, self.config.score_ratio, count=stated_count(query))
 
     @torch.no_grad()
     def query_states(self, state: SceneState, queries: Sequence[str]) -> QueryStates:
