@@ -158,7 +158,7 @@ class DataConfig:
     num_frames: int = 2
     one_target: bool = False  # only sentences that mean exactly one object, as all of Talk2Occ's do
     queries: int = 48  # sentences written for each scene; a step draws from them
-    lexicon: Literal["train", "wide"] = "wide"  # wide: more wordings than evaluation's known words
+    lexicon: Literal["train", "wide"] = "train"  # wide: more wordings than evaluation's known words
     renew: bool = True  # each epoch has new sentences; false: a frozen language model's states are kept
     replays: int = 0  # steps on scenes seen before that follow each step on a new one
     situations: int = 0  # described situations written for each scene (model.spatial)

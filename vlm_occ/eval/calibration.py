@@ -19,6 +19,7 @@ from vlm_occ.losses.matching import match_boxes
 from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.models.checkpoint import load_checkpoint, save_checkpoint
 from vlm_occ.models.decoding import chosen_rows
+from vlm_occ.situated import Lexicon
 
 THRESHOLDS = (
     0.02,
@@ -160,10 +161,12 @@ def _cut(
     )
 
 
-def calibrate_command(name: str, out: Path, *, scenes: int = 60, half: bool = False) -> Cut:
+def calibrate_command(
+    name: str, out: Path, *, scenes: int = 60, half: bool = False, lexicon: Lexicon = "train"
+) -> Cut:
     """`vlm-occ calibrate`: a checkpoint with its cut set on simulated scenes, saved in `out`.
 
-    With it are kept the words of the simulator's training lexicon, by which others are understood.
+    With it are kept the words of the `lexicon` that it was trained on, by which others are understood.
     """
     model = load_checkpoint(name).eval()
     source = SimulatedScenes("calibration", scenes, num_frames=2, num_queries=12)
@@ -174,7 +177,8 @@ def calibrate_command(name: str, out: Path, *, scenes: int = 60, half: bool = Fa
         existence_threshold=cut.existence,
         score_ratio=cut.ratio,
     )
-    model.known = measure_words(model.backbone, training_words(), training_nouns(), training_adjectives())
+    nouns, adjectives = training_nouns(lexicon), training_adjectives(lexicon)
+    model.known = measure_words(model.backbone, training_words(lexicon), nouns, adjectives)
     save_checkpoint(model, out, dtype=torch.bfloat16 if half else None)
     print(
         f"vlm-occ: score_threshold {cut.threshold:g}, existence_threshold {cut.existence:g}, "

@@ -1,4 +1,4 @@
-"""The training lexicon as a list: every word of its sentences, and its nouns and adjectives by meaning."""
+"""A training lexicon as a list: every word of its sentences, and its nouns and adjectives by meaning."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from vlm_occ.data.simulator.wordings import (
     PHRASES,
     SITUATIONS,
 )
+from vlm_occ.situated import Lexicon
 from vlm_occ.types import WORD, Wording
 
 _PLACES = {
@@ -26,22 +27,22 @@ _PLACES = {
 """Nouns of the training sentences that name no object; those that mean "" are not reworded."""
 
 
-def training_words() -> frozenset[str]:
-    """Every word of the training lexicon in lower case."""
+def training_words(lexicon: Lexicon = "train") -> frozenset[str]:
+    """Every word of a lexicon in lower case."""
     tables = (NOUNS, ADJECTIVES, PHRASES, FRAMES, ORDINALS, DETERMINERS, SITUATIONS)
-    texts = [wording for table in tables for row in table["wide"].values() for wording in row]
-    texts += [plural(noun) for row in NOUNS["wide"].values() for noun in row]
+    texts = [wording for table in tables for row in table[lexicon].values() for wording in row]
+    texts += [plural(noun) for row in NOUNS[lexicon].values() for noun in row]
     texts += [*NUMBERS, *(changed for _, changed in AGREEMENT), "first second third metre metres m us both"]
     words = re.findall(WORD, re.sub(r"\{\w+\}|\\b", " ", " ".join(texts)))
     return frozenset(word.lower() for word in words)
 
 
-def training_nouns() -> tuple[Wording, ...]:
-    """Every noun of the training lexicon with the first wording of its meaning, then the places."""
-    rows = [Wording(noun, nouns[0], plural(nouns[0])) for nouns in NOUNS["wide"].values() for noun in nouns]
+def training_nouns(lexicon: Lexicon = "train") -> tuple[Wording, ...]:
+    """Every noun of a lexicon with the first wording of its meaning, then the places."""
+    rows = [Wording(noun, nouns[0], plural(nouns[0])) for nouns in NOUNS[lexicon].values() for noun in nouns]
     return (*rows, *(Wording(word, meaning) for word, meaning in _PLACES.items()))
 
 
-def training_adjectives() -> tuple[Wording, ...]:
-    """Every adjective of the training lexicon with the first wording of its meaning."""
-    return tuple(Wording(word, words[0]) for words in ADJECTIVES["wide"].values() for word in words)
+def training_adjectives(lexicon: Lexicon = "train") -> tuple[Wording, ...]:
+    """Every adjective of a lexicon with the first wording of its meaning."""
+    return tuple(Wording(word, words[0]) for words in ADJECTIVES[lexicon].values() for word in words)
