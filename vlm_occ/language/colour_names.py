@@ -38,6 +38,11 @@ def basic_colours(word: str) -> dict[str, float]:
     return _nearest(names[likened]) if likened in _css() else {}
 
 
+def is_shade(word: str, colour: str) -> bool:
+    """Whether a word before a basic colour makes a shade of it: `light` of `light blue`."""
+    return colour.lower() in BASIC and f"{word.lower()} {colour.lower()}" in _names()
+
+
 def _nearest(place: Tensor) -> dict[str, float]:
     """What a colour [3] in CIELAB is called, most often first."""
     lightness, chroma = float(place[0]), float(place[1:].norm())

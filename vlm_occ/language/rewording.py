@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vlm_occ.language.colour_names import is_shade
 from vlm_occ.language.known_words import KnownWords, Meaning
 from vlm_occ.types import NUMBER_WORDS, WORD
 
@@ -132,12 +133,22 @@ def _group_gaps(
     """What may stand for the unknown words of one noun group."""
     words = [token.group() for token in tokens]
     odd = [i for i, strange in enumerate(unknown) if strange]
-    kinds = dict(zip(odd, known.kinds_of(backbone, [words[i] for i in odd]), strict=True))
+    before = [i for i in odd if i + 1 < len(words)]
+    shades = [i for i in before if is_shade(words[i], words[i + 1]) and known.colours(words[i + 1])]
+    gaps = [
+        _gap(tokens[i].start(), tokens[i + 1].end(), words[i], known.colours(words[i + 1]), many=False)
+        for i in shades
+    ]
+    odd = [i for i in odd if i not in shades]
+    single_words = [_singular(words[i]) for i in odd]
+    kinds = dict(zip(odd, known.kinds_of(backbone, single_words), strict=True))
+    named = [i for i in before if i in odd and known.colours(words[i])]
+    kinds.update(dict.fromkeys(named, "adjective"))  # `the teal van`; `the teal` alone is a bird
     others = (i for i in odd if kinds[i] == "other" and i > 0)
     end = next(others, len(words))  # `alongside` begins what follows
     odd = [i for i in odd if i < end]
     if not odd:
-        return []
+        return gaps
     first = next((i for i in odd if kinds[i] != "adjective"), None)  # `cop car` is one noun
     while first is not None and end - 1 > first and kinds.get(end - 1) == "adjective":
         end -= 1  # `the gent clad in black`: what stands behind the noun describes it, in ways of its own
@@ -148,7 +159,6 @@ def _group_gaps(
             first = odd[-1]
     odd = [i for i in odd if i < end]
     leading = [i for i in odd if first is None or i < first]
-    gaps = []
     if leading:
         meanings = known.describe(backbone, [words[i] for i in leading])
         for place, options in zip(leading, meanings, strict=True):
@@ -159,7 +169,7 @@ def _group_gaps(
         single = _singular(phrase)
         options = known.name(backbone, [single])[0]
         gaps.append(_gap(start, end, phrase, options, many=many or single != phrase))
-    return gaps
+    return sorted(gaps, key=lambda gap: gap.start)
 
 
 def _colour_gap(known: KnownWords, token: re.Match[str]) -> list[_Gap]:
