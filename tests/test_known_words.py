@@ -101,6 +101,7 @@ def test_sentences_of_the_training_lexicon_stay_as_they_are(known: Dictionary, b
         ("the light blue lorry", "the blue truck"),
         ("the dark red bus", "the red bus"),
         ("the teal lorries", "the blue trucks"),
+        ("the lorry light blue", "the truck blue"),
         ("the light purple lorry", "the small blue truck"),
         ("the lorry that stays put", "the truck that stays put"),
         ("pinpoint the bus", "pinpoint the bus"),

@@ -150,6 +150,8 @@ def _group_gaps(
     if not odd:
         return gaps
     first = next((i for i in odd if kinds[i] != "adjective"), None)  # `cop car` is one noun
+    if first is not None:
+        end = min([end, *(i for i in shades if i > first)])
     while first is not None and end - 1 > first and kinds.get(end - 1) == "adjective":
         end -= 1  # `the gent clad in black`: what stands behind the noun describes it, in ways of its own
     if first is None and odd[-1] == end - 1:
