@@ -68,9 +68,8 @@ def build_parser() -> Parser:
     calibrate.add_argument("model", metavar="MODEL", help="a checkpoint folder or a Hub id")
     calibrate.add_argument("--out", type=Path, required=True, help="folder of the calibrated checkpoint")
     calibrate.add_argument("--scenes", type=int, default=60, help="simulated scenes of the calibration split")
-    lexicons = ("train", "wide")
     calibrate.add_argument(
-        "--lexicon", choices=lexicons, default="train", help="data.lexicon of its training"
+        "--lexicon", choices=("train", "wide"), default="train", help="data.lexicon of its training"
     )
     calibrate.add_argument("--half", action="store_true", help="save bfloat16 weights")
 
@@ -207,9 +206,13 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> None:
         case "calibrate":
             from vlm_occ.eval.calibration import calibrate_command
 
-            given = vars(arguments)
-            options = {name: given[name] for name in ("scenes", "half", "lexicon")}
-            calibrate_command(arguments.model, arguments.out, **options)
+            calibrate_command(
+                arguments.model,
+                arguments.out,
+                scenes=arguments.scenes,
+                half=arguments.half,
+                lexicon=arguments.lexicon,
+            )
         case "eval" if arguments.spatial:
             commands.evaluate_spatial(arguments)
         case "eval":

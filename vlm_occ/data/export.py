@@ -37,11 +37,11 @@ from vlm_occ.data.export_sentences import command_rows, query_rows, sample_row
 from vlm_occ.data.nuscenes import LIDAR
 from vlm_occ.data.occ3d import OccupancyLabels, encode_labels, labels_path
 from vlm_occ.data.storage import encode_json, read_json, write_atomic
+from vlm_occ.situated import Lexicon
 from vlm_occ.types import LabelledScene
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-Lexicon = Literal["train", "heldout"]
 LEXICONS: dict[Split, tuple[Lexicon, ...]] = {
     "train": ("train",),
     "val": ("train", "heldout"),

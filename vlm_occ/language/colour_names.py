@@ -1,4 +1,4 @@
-"""What people call colours: `azure` is a blue, `ash-coloured` a grey.
+"""What people call colours: `azure` is a blue, `silver` a grey.
 
 A small language model knows that `azure` is a colour, but hardly which. The answers are those of the xkcd
 colour survey and the CSS names, which matplotlib carries: 558 of the survey's names end in a basic colour

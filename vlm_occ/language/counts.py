@@ -19,12 +19,7 @@ def stated_count(text: str) -> int | None:
 
     Numbers further on belong to something else: `the car behind the two vans`, `the bus 20 metres away`.
     """
-    words = [match.group().lower() for match in _WORD.finditer(text)]
-    start = next((i for i, word in enumerate(words) if word in _DETERMINERS or _value(word)), len(words))
-    end = start
-    while end < len(words) and words[end] in _BEFORE:
-        end += 1
-    return _value(words[end]) if end < len(words) else None
+    return _value(next((word for word in _from_first_determiner(text) if word not in _BEFORE), ""))
 
 
 def presupposes(text: str) -> bool:
@@ -32,9 +27,14 @@ def presupposes(text: str) -> bool:
 
     Definite descriptions presuppose, indefinite ones don't (Strawson 1950). Without a determiner it does.
     """
+    return not {*_from_first_determiner(text)[:1]} & _INDEFINITE
+
+
+def _from_first_determiner(text: str) -> list[str]:
+    """A sentence's words in lower case from its first determiner or number on; empty without one."""
     words = [match.group().lower() for match in _WORD.finditer(text)]
-    first = next((word for word in words if word in _DETERMINERS or _value(word)), "the")
-    return first not in _INDEFINITE
+    start = next((i for i, word in enumerate(words) if word in _DETERMINERS or _value(word)), len(words))
+    return words[start:]
 
 
 def _value(word: str) -> int | None:

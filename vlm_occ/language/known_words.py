@@ -76,6 +76,11 @@ class Bank:
         words = frozenset(word for text in texts for word in text.lower().split())
         return words - {"of", "on", "a", "in", "for"}
 
+    @cached_property
+    def by_phrase(self) -> dict[str, Wording]:
+        """The wordings by their phrases."""
+        return {wording.phrase: wording for wording in self.wordings}
+
     def nearest(self, backbone: Backbone, template: str, phrases: Sequence[str], most: int) -> Meanings:
         """The `most` likeliest meanings of each of n phrases, the likeliest first."""
         if not phrases:
@@ -137,9 +142,8 @@ class KnownWords:
 
     def colours(self, word: str) -> list[Meaning]:
         """The known colours that a word may name, the likeliest first; none if it names none."""
-        wordings = {wording.phrase: wording for wording in self.adjectives.wordings}
-        shares = {name: share for name, share in basic_colours(word).items() if name in wordings}
-        return [Meaning(wordings[name], share) for name, share in shares.items()]
+        wordings, shares = self.adjectives.by_phrase, basic_colours(word)
+        return [Meaning(wordings[name], share) for name, share in shares.items() if name in wordings]
 
     @torch.no_grad()
     def kinds_of(self, backbone: Backbone, words: Sequence[str]) -> list[Kind]:
