@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vlm_occ.encoders.refine import CHANNELS, Refinement
-from vlm_occ.losses.refine import refine_loss
+from vlm_occ.losses.refine import attribute_loss, refine_loss
 from vlm_occ.models.batch import ReferredObject
 from vlm_occ.models.perception import PerceptionOutput
 from vlm_occ.objectives import (
@@ -142,13 +142,20 @@ def test_every_look_at_an_object_s_candidate_is_judged() -> None:
     item = labels(4)
     result = output([item])
     boxes = result.tokens[0].candidates.box
+    count = len(boxes)
     looks = tuple(
-        Refinement(boxes, torch.randn(len(boxes), CHANNELS), torch.zeros(len(boxes), 1)) for _ in range(2)
+        Refinement(boxes, torch.randn(count, CHANNELS), boxes, torch.randn(count, 15), torch.randn(count, 9))
+        for _ in range(2)
     )
     result = replace(result, tokens=(replace(result.tokens[0], looks=looks),))
     order = torch.tensor([2, 1, 0])  # candidates stand in reverse order
     truth = (item.boxes, item.velocities, item.classes, item.seen)
-    expected = [refine_loss(look.raw[order], look.boxes[order], *truth).mean() for look in looks]
+    expected = []
+    for look in looks:
+        said = (look.label_logits[order], look.colour_logits[order])
+        loss = refine_loss(look.raw[order], look.boxes[order], *truth)
+        loss = loss + attribute_loss(*said, item.classes, item.colours, item.seen)
+        expected.append(loss.mean())
     found = refine_terms(result, [item])["refine"].total
     torch.testing.assert_close(found, sum(expected) / 2)  # type: ignore[arg-type]
     assert refine_terms(output([item]), [item])["refine"].total == 0

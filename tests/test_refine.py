@@ -15,6 +15,7 @@ from vlm_occ.encoders.refine import (
     GROUND,
     MARGIN,
     MOST_POINTS,
+    PASSES,
     SIDES,
     BoxRefiner,
     Refinement,
@@ -24,7 +25,7 @@ from vlm_occ.encoders.refine import (
 )
 from vlm_occ.encoders.voxel_tokens import Candidates
 from vlm_occ.geometry import box_corners, from_box_axes
-from vlm_occ.losses.refine import refine_loss
+from vlm_occ.losses.refine import attribute_loss, end_swings, face_errors, refine_loss
 
 
 def boxes_at_random(count: int, seed: int = 0) -> Tensor:
@@ -47,7 +48,12 @@ def saying(start: Tensor, truth: Tensor) -> Refinement:
         sizes = [math.log(q / p) for p, q in zip(a[3:6], b[3:6], strict=True)]
         around = [math.sin(2 * turn), math.cos(2 * turn), 40.0 if wrong else -40.0]
         rows.append([along, left, b[2] - a[2], *sizes, *around, 0.0, 0.0, 40.0])
-    return Refinement(start, torch.tensor(rows), torch.zeros(len(rows), CODE_CHANNELS))
+    return Refinement(start, torch.tensor(rows), *others(len(rows)))
+
+
+def others(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes and logits of class and colour that say nothing."""
+    return torch.zeros(count, CODE_CHANNELS), torch.zeros(count, 15), torch.zeros(count, 9)
 
 
 def test_a_perfect_look_gives_the_true_boxes_and_costs_nothing() -> None:
@@ -62,7 +68,7 @@ def test_a_perfect_look_gives_the_true_boxes_and_costs_nothing() -> None:
     velocity = torch.full((20, 2), 2.0)
     raw = said.raw.clone()
     raw[:, 9:11] = from_box_axes(velocity, -start[:, 6]) / 2
-    said = Refinement(start, raw, said.code)
+    said = Refinement(start, raw, *others(20))
     torch.testing.assert_close(said.velocity(), velocity, atol=1e-5, rtol=1e-5)
     classes, seen = torch.zeros(20, dtype=torch.long), torch.ones(20, dtype=torch.bool)
     assert refine_loss(said.raw, said.boxes, truth, velocity, classes, seen).max() < 1e-5
@@ -70,7 +76,7 @@ def test_a_perfect_look_gives_the_true_boxes_and_costs_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("column", "change", "cost"),
-    [(0, 2.0, 1.9), (4, 0.5, 2 * 0.45), (8, -80.0, 40.0), (11, -80.0, 40.0), (9, 1.0, 0.5 * 0.85)],
+    [(0, 2.0, 2 * 1.975), (2, -2.0, 2 * 1.975), (8, -80.0, 40.0), (11, -80.0, 40.0), (9, 1.0, 0.5 * 0.85)],
 )
 def test_each_error_costs_what_its_formula_says(column: int, change: float, cost: float) -> None:
     # Smooth L1 beyond beta is |e| - beta / 2; a sure wrong logit of 40 costs 40.
@@ -84,6 +90,60 @@ def test_each_error_costs_what_its_formula_says(column: int, change: float, cost
     loss = refine_loss(raw, start, *args, torch.tensor([True]))
     assert loss.item() == pytest.approx(cost, rel=1e-3)
     assert refine_loss(raw, start, *args, torch.tensor([False])).item() == pytest.approx(0.3 * cost, rel=1e-3)
+
+
+def test_a_wrong_size_costs_for_itself_and_for_both_faces() -> None:
+    start = boxes_at_random(1)
+    raw = saying(start, start).raw.clone()
+    raw[0, 4] += 0.5  # log width
+    beyond = float(start[0, 4]) * (math.exp(0.5) - 1) / 2
+    args = (start, torch.full((1, 2), math.nan), torch.zeros(1, dtype=torch.long), torch.tensor([True]))
+    loss = refine_loss(raw, start, *args).item()
+    assert loss == pytest.approx(0.45 + 2 * (beyond - 0.025), rel=1e-3)
+
+
+def test_an_axis_that_is_off_costs_what_its_ends_swing() -> None:
+    start = boxes_at_random(1)
+    off = 0.1
+    raw = saying(start, start).raw.clone()
+    raw[0, 6], raw[0, 7] = math.sin(2 * off), math.cos(2 * off)
+    args = (start, torch.full((1, 2), math.nan), torch.zeros(1, dtype=torch.long), torch.tensor([True]))
+    swing = float(start[0, 3]) / 2 * math.sin(2 * off) / 2  # near what half the length swings
+    assert swing == pytest.approx(float(start[0, 3]) / 2 * math.sin(off), rel=0.01)
+    around = math.sin(2 * off) ** 2 + (1 - math.cos(2 * off)) ** 2
+    assert refine_loss(raw, start, *args).item() == pytest.approx(around + 2 * (swing - 0.025), rel=1e-3)
+    turned = raw.clone()
+    turned[0, 6:8] *= 3.0  # only the direction counts
+    torch.testing.assert_close(
+        *(end_swings(r, torch.zeros(1), start[:, 3]) for r in (raw, turned)), rtol=1e-3, atol=0
+    )
+
+
+def test_errors_of_faces_are_those_of_the_boxes_that_come_out() -> None:
+    start, bits = boxes_at_random(20), torch.Generator().manual_seed(4)
+    truth = start + 0.2 * torch.randn(20, 7, generator=bits)
+    truth[:, 3:6] = start[:, 3:6] * (1 + 0.2 * torch.rand(20, 3, generator=bits))
+    raw = 0.3 * torch.randn(20, CHANNELS, generator=bits)
+    errors, found = face_errors(raw, start, truth), Refinement(start, raw, *others(20)).refined()
+    for box, real, row in zip(found.tolist(), truth.tolist(), errors.tolist(), strict=True):
+        dx, dy = box[0] - real[0], box[1] - real[1]
+        c, s = math.cos(real[6]), math.sin(real[6])
+        places = (c * dx + s * dy, c * dy - s * dx, box[2] - real[2])
+        for axis, place in enumerate(places):  # the far face, then the near one, outwards
+            assert row[axis] == pytest.approx(place + box[3 + axis] / 2 - real[3 + axis] / 2, abs=1e-4)
+            assert row[3 + axis] == pytest.approx(-(place - box[3 + axis] / 2 + real[3 + axis] / 2), abs=1e-4)
+
+
+def test_class_and_colour_cost_their_cross_entropies_and_no_colour_costs_nothing() -> None:
+    bits = torch.Generator().manual_seed(6)
+    label, colour = torch.randn(3, 15, generator=bits), torch.randn(3, 9, generator=bits)
+    classes, colours = torch.tensor([2, 0, 14]), torch.tensor([1, -1, 8])
+    loss = attribute_loss(label, colour, classes, colours, torch.tensor([True, True, False]))
+    for n, (kind, hue) in enumerate(zip(classes.tolist(), colours.tolist(), strict=True)):
+        expected = math.log(sum(math.exp(v) for v in label[n].tolist())) - float(label[n, kind])
+        if hue >= 0:
+            expected += math.log(sum(math.exp(v) for v in colour[n].tolist())) - float(colour[n, hue])
+        assert loss[n].item() == pytest.approx(expected * 0.3 * (1.0 if n < 2 else 0.3), rel=1e-4)
 
 
 def test_unknown_velocities_cost_nothing() -> None:
@@ -121,8 +181,8 @@ def test_of_many_points_evenly_chosen_ones_are_looked_at() -> None:
     points[:, 2], points[:, 3] = 1.0, torch.arange(1000) / 1000
     own, real = points_of(points, box)
     assert real.all()
-    gaps = own[0, 1:, 3] - own[0, :-1, 3]
-    assert gaps.min() > 0.004 and gaps.max() < 0.009
+    gaps, even = own[0, 1:, 3] - own[0, :-1, 3], 1 / MOST_POINTS
+    assert gaps.min() > even - 0.0011 and gaps.max() < even + 0.0011
 
 
 def test_the_places_lie_on_the_faces() -> None:
@@ -130,7 +190,10 @@ def test_the_places_lie_on_the_faces() -> None:
     assert places.shape == (2 * ENDS + 3 * SIDES, 3)
     assert (places[:ENDS, 0] == 0.49).all() and (places[ENDS : 2 * ENDS, 0] == -0.49).all()
     assert (places[2 * ENDS : 2 * ENDS + SIDES, 1] == 0.49).all() and (places[-SIDES:, 2] == 0.5).all()
-    assert places.abs().max() <= 0.5
+    beyond = places.abs().amax(0)
+    assert (beyond > 0.5).all() and (beyond < 0.75).all()  # what lies behind an edge is seen too
+    turned = places * torch.tensor([-1.0, -1.0, 1.0])  # a box turned round has the same places
+    assert torch.cdist(turned, places).amin(1).max() < 1e-3
 
 
 def test_the_refiner_looks_where_the_box_is() -> None:
@@ -145,12 +208,13 @@ def test_the_refiner_looks_where_the_box_is() -> None:
     candidates = Candidates(torch.zeros(3, 2, dtype=torch.long), torch.ones(3), boxes, torch.zeros(3, 2))
     found, looks = refiner.refine(candidates, torch.randn(3, 4), torch.zeros(0, 5), look)
     torch.testing.assert_close(found.box[:, :6], boxes[:, :6])  # it starts as the identity
-    assert len(looks) == len(asked) == 2
-    corners = box_corners(boxes)
+    assert len(looks) == len(asked) == PASSES
+    wider = boxes.clone()
+    wider[:, 3:6] *= 1.5
+    corners = box_corners(wider)
     for n, places in enumerate(asked[0].unflatten(0, (3, -1))):
         low, high = corners[n].amin(0), corners[n].amax(0)
         assert ((places > low - 1e-3) & (places < high + 1e-3)).all()
-        torch.testing.assert_close(places.amax(0)[2], high[2], atol=1e-4, rtol=0)
     nothing = Candidates(
         *(part[:0] for part in (candidates.cell, candidates.score, boxes, candidates.velocity))
     )

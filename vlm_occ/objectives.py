@@ -14,7 +14,7 @@ from vlm_occ.losses.box import box_l1, centre_cells, draw_heatmap
 from vlm_occ.losses.language import next_token_cross_entropy
 from vlm_occ.losses.matching import match_boxes
 from vlm_occ.losses.occupancy import Term, dice, heatmap_focal, term
-from vlm_occ.losses.refine import refine_loss
+from vlm_occ.losses.refine import attribute_loss, refine_loss
 from vlm_occ.objectives_pointer import pointer_terms
 from vlm_occ.types import FREE, SceneLabels, VoxelGrid
 from vlm_occ.voxels import coarsen, voxels_in_box, voxels_in_boxes
@@ -177,8 +177,11 @@ def refine_terms(output: PerceptionOutput, labels: Sequence[SceneLabels]) -> dic
         rows, match = (match >= 0).nonzero()[:, 0], match[match >= 0]
         losses = [output.heatmap_logits.sum() * 0]
         for look in tokens.looks if len(rows) else ():
-            truth = (item.boxes[rows], item.velocities[rows], item.classes[rows], item.seen[rows])
-            losses.append(refine_loss(look.raw[match], look.boxes[match], *truth).mean())
+            seen, classes, colours = item.seen[rows], item.classes[rows], item.colours[rows]
+            truth = (item.boxes[rows], item.velocities[rows], classes, seen)
+            box = refine_loss(look.raw[match], look.boxes[match], *truth)
+            said = (look.label_logits[match], look.colour_logits[match])
+            losses.append((box + attribute_loss(*said, classes, colours, seen)).mean())
         scenes.append(_mean(losses))
     return {"refine": term(torch.stack(scenes))}
 

@@ -2,7 +2,7 @@
 
 The bird's-eye view finds objects; where their ends are, which end is the front and whether they move is seen
 in the points and pixels themselves, as in the second stages of PointRCNN (Shi et al. 2019) and CenterPoint
-(Yin et al. 2021). The same small network looks twice: at the found box, then at what it made of it.
+(Yin et al. 2021). The same small network looks several times: at the found box, then at what it made of it.
 """
 
 from __future__ import annotations
@@ -17,24 +17,27 @@ from torch.nn import functional
 
 from vlm_occ.encoders.voxel_tokens import Candidates
 from vlm_occ.geometry import from_box_axes, rotation_z, wrap_angle
+from vlm_occ.types import COLOURS, TALK2OCC_CLASSES
 
-MOST_POINTS = 160
+MOST_POINTS = 256
 """Points of a box that are looked at; of more, evenly chosen ones."""
 MARGIN = 1.5
 """Metres around a box's circumscribed square in which points count as its own."""
 GROUND = 0.12
 """Metres above the road below which a return is taken for the ground."""
-LONG, HIGH, FLAT = 10, 6, 4
-"""Pixels along a face, up an end, and up a side or across the top."""
-ENDS, SIDES = LONG * HIGH, LONG * FLAT
-PASSES = 2
-POINT_CHANNELS = 11
+LONG, FLAT, WIDE, HIGH = 20, 4, 12, 5
+"""Pixels along a side or the top, up a side or across the top, across an end, and up an end."""
+ENDS, SIDES = WIDE * HIGH, LONG * FLAT
+PASSES = 3
+WAVES = (2.0, 1.0, 0.5)
+"""Metres of the waves that tell a point's place in the box finely."""
+POINT_CHANNELS = 14 + 6 * len(WAVES)
 CHANNELS = 12
 """Outputs: offset (3, metres along, left, up), log sizes (3), sin and cos of twice the turn of the axis,
 logit of being the wrong way round, velocity along and left (units of 2 m/s), logit of motion."""
 CODE_CHANNELS = 192
 """Length of what a look knows of a box, from which its outputs and the heads read."""
-_ENCODED, _SEEN, _KNOWN = 96, 96, 128
+_ENCODED, _SEEN, _KNOWN = 128, 96, 128
 _GEOMETRY = 11
 
 
@@ -56,6 +59,8 @@ class Refinement:
     boxes: Tensor  # [N, 7] as they were
     raw: Tensor  # [N, CHANNELS]
     code: Tensor  # [N, CODE_CHANNELS]: what the points and pixels in each box show
+    label_logits: Tensor  # [N, 15]
+    colour_logits: Tensor  # [N, 9]
 
     @property
     def moving_logits(self) -> Tensor:
@@ -77,13 +82,17 @@ class Refinement:
 
 
 def face_places() -> Tensor:
-    """Places [2 ENDS + 3 SIDES, 3] on the front, rear, left, right and top face, in units of the size."""
-    along = torch.linspace(-0.47, 0.47, LONG)
-    up, over = torch.linspace(-0.42, 0.42, HIGH), torch.linspace(-0.4, 0.4, FLAT)
-    end, side = torch.cartesian_prod(along, up), torch.cartesian_prod(along, over)
+    """Places [2 ENDS + 3 SIDES, 3] on the front, rear, left, right and top face, in units of the size.
+
+    They reach beyond the edges, so that a box that is too short shows what lies behind its end.
+    """
+    along, across = torch.linspace(-0.66, 0.66, LONG), torch.linspace(-0.72, 0.72, WIDE)
+    end = torch.cartesian_prod(across, torch.linspace(-0.42, 0.62, HIGH))
+    side = torch.cartesian_prod(along, torch.linspace(-0.4, 0.56, FLAT))
+    roof = torch.cartesian_prod(along, torch.linspace(-0.45, 0.45, FLAT))
     ends = [torch.cat([torch.full((ENDS, 1), x), end], dim=1) for x in (0.49, -0.49)]
     sides = [torch.stack([side[:, 0], torch.full((SIDES,), y), side[:, 1]], dim=1) for y in (0.49, -0.49)]
-    return torch.cat([*ends, *sides, torch.cat([side, torch.full((SIDES, 1), 0.5)], dim=1)])
+    return torch.cat([*ends, *sides, torch.cat([roof, torch.full((SIDES, 1), 0.5)], dim=1)])
 
 
 def points_of(points: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,14 +118,14 @@ def points_of(points: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class BoxRefiner(nn.Module):
-    """Looks at boxes' contents and says how to move, turn and resize them, and how they move."""
+    """Looks at boxes' contents and says how to move, turn and resize them, and what they are."""
 
     def __init__(self, birds_eye: int) -> None:
         super().__init__()
-        self.points = nn.Sequential(nn.Linear(POINT_CHANNELS, 64), nn.GELU(), nn.Linear(64, _ENCODED))
-        self.mixed = nn.Sequential(
-            nn.Linear(3 * _ENCODED, _ENCODED), nn.GELU(), nn.Linear(_ENCODED, _ENCODED)
-        )
+        self.points = nn.Sequential(nn.Linear(POINT_CHANNELS, 96), nn.GELU(), nn.Linear(96, _ENCODED))
+        self.own = nn.Linear(_ENCODED, _ENCODED, bias=False)
+        self.shared = nn.Linear(2 * _ENCODED, _ENCODED)
+        self.mixed = nn.Linear(_ENCODED, _ENCODED)
         self.ends, self.sides, self.top = (
             nn.Linear(4 * ENDS, 64),
             nn.Linear(4 * SIDES, 48),
@@ -129,6 +138,8 @@ class BoxRefiner(nn.Module):
         self.joint = nn.Sequential(nn.LayerNorm(joint), nn.Linear(joint, CODE_CHANNELS), nn.GELU())
         self.middle = nn.Sequential(nn.Linear(CODE_CHANNELS, CODE_CHANNELS), nn.GELU())
         self.out = nn.Linear(CODE_CHANNELS, CHANNELS)
+        self.label = nn.Linear(CODE_CHANNELS, len(TALK2OCC_CLASSES))
+        self.colour = nn.Linear(CODE_CHANNELS, len(COLOURS))
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         self.register_buffer("places", face_places(), persistent=False)
@@ -140,25 +151,28 @@ class BoxRefiner(nn.Module):
         local, present = self._local_points(contents)
         parts = [self._pooled(local, present), self._faces(contents.pixels), self._known(contents)]
         code = self.middle(self.joint(torch.cat(parts, dim=-1)))
-        return Refinement(boxes, self.out(code).float(), code.float())
+        outputs = (self.out(code), code, self.label(code), self.colour(code))
+        return Refinement(boxes, *(output.float() for output in outputs))
 
     def _local_points(self, contents: BoxContents) -> tuple[Tensor, Tensor]:
         """Points as boxes see them [N, P, POINT_CHANNELS], and which are there [N, P, 1]."""
         boxes, points = contents.boxes, contents.points.float()
         flat = from_box_axes(points[..., :2] - boxes[:, None, :2], -boxes[:, 6])
         local = torch.cat([flat, points[..., 2:3] - boxes[:, None, 2:3]], dim=-1)
-        age = points[..., 4:5]
-        sizes = boxes[:, None, 3:6].clamp(min=0.1) / 2
-        own = [local / 2, local / sizes, points[..., 3:4], age * 2, points[..., 2:3] / 2, flat * age]
+        age, half = points[..., 4:5], boxes[:, None, 3:6].clamp(min=0.1) / 2
+        angles = local[..., None] * (2 * math.pi / local.new_tensor(WAVES))  # [N, P, 3, W]
+        waves = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(2)
+        beyond = (local.abs() - half).clamp(-2, 2)
+        own = [local / 2, local / half, beyond, waves, points[..., 3:4], age * 2, points[..., 2:3] / 2]
         present = contents.real[..., None].float()
-        return torch.cat(own, dim=-1) * present, present
+        return torch.cat([*own, flat * age], dim=-1) * present, present
 
     def _pooled(self, local: Tensor, present: Tensor) -> Tensor:
         """Two rounds of a network on each point and what all points say [N, 2 _ENCODED]."""
         hidden = self.points(local)
-        low, mean = _pool(hidden, present)
-        spread = [part[:, None].expand_as(hidden) for part in (low, mean)]
-        return torch.cat(_pool(self.mixed(torch.cat([hidden, *spread], dim=-1)), present), dim=-1)
+        shared = self.shared(torch.cat(_pool(hidden, present), dim=-1))
+        hidden = self.mixed(functional.gelu(self.own(hidden) + shared[:, None]))
+        return torch.cat(_pool(hidden, present), dim=-1)
 
     def _faces(self, pixels: Tensor) -> Tensor:
         """What the pixels on the faces show [N, _SEEN]."""

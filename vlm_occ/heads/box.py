@@ -48,23 +48,29 @@ class AttributeHead(nn.Module):
 
 
 class TokenState(nn.Module):
-    """What the heads know of a voxel token: its final state in the language model, its feature, what it is.
+    """What the heads know of a voxel token: its final state in the language model, its feature, what it is,
+    and what the refiner saw in its box.
 
-    Features start without effect, as in `VoxelProjector`, and so do states: stage "pointer" has none.
+    Features start without effect, as in `VoxelProjector`, and so do codes, and states: stage "pointer" has
+    none.
     """
 
-    def __init__(self, state_width: int, feature_width: int, known_width: int, width: int) -> None:
+    def __init__(
+        self, state_width: int, feature_width: int, known_width: int, code_width: int, width: int
+    ) -> None:
         super().__init__()
         self.state = nn.Sequential(nn.LayerNorm(state_width), nn.Linear(state_width, width))
         self.feature = nn.Linear(feature_width, width, bias=False)
         self.known = nn.Linear(known_width, width)
+        self.code = nn.Linear(code_width, width, bias=False)
         self.norm = nn.LayerNorm(width)
         nn.init.zeros_(self.feature.weight)
+        nn.init.zeros_(self.code.weight)
         nn.init.zeros_(self.state[1].weight)  # type: ignore[arg-type]
 
-    def forward(self, states: Tensor, features: Tensor, known: Tensor) -> Tensor:
-        """States [N, D], features [N, F] and attributes with positions [N, P] to [N, width]."""
-        own = self.feature(features.float()) + self.known(known.float())
+    def forward(self, states: Tensor, features: Tensor, known: Tensor, code: Tensor) -> Tensor:
+        """States [N, D], features [N, F], attributes with positions [N, P] and codes [N, C] to [N, width]."""
+        own = self.feature(features.float()) + self.known(known.float()) + self.code(code.float())
         return self.norm(self.state(states.float()) + own)
 
 

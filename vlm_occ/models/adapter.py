@@ -53,7 +53,7 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
         scale = float(embeddings.weight.detach().float().std())
         self.voxel_projector = VoxelProjector(tokens, hidden, scale)
         self.ground_norm = nn.LayerNorm(hidden)
-        self.token_state = TokenState(hidden, tokens, DESCRIBED_CHANNELS, width)
+        self.token_state = TokenState(hidden, tokens, DESCRIBED_CHANNELS, CODE_CHANNELS, width)
         self.word_encoder = WordEncoder(hidden, width, layers=config.word_layers)
         self.factors = FactorHead(width)
         self.pointer = PointerHead(hidden, width, width)
@@ -194,7 +194,8 @@ class VLMOcc(SpatialAnswers, Saving, nn.Module):
 
     def _token_states(self, states: Tensor, tokens: SceneTokens) -> Tensor:
         """What the heads know of a scene's voxel tokens [N, width]."""
-        return self.token_state(states, tokens.features, described(tokens.attributes, tokens.candidates.box))
+        known = described(tokens.attributes, tokens.candidates.box)
+        return self.token_state(states, tokens.features, known, tokens.code)
 
     def chat(self, scene: Scene) -> Chat:
         """A conversation about a scene, which is encoded now and once."""

@@ -254,9 +254,13 @@ class Perception(nn.Module):
         looks: tuple[Refinement, ...] = (),
         drop: float = 0.0,
     ) -> SceneTokens:
-        """The tokens of one scene's candidates: features and attributes from what was read of them."""
+        """The tokens of one scene's candidates: features and attributes from what was read of them.
+
+        Of its colour the token's feature and what the refiner saw, `code` [N, CODE_CHANNELS], say as much.
+        """
         features = self.tokens(candidates, inputs, drop=drop)
         label, colour = self.attributes(features)
+        colour = colour.log_softmax(-1) + self.refiner.colour(code).log_softmax(-1)
         return SceneTokens(features, candidates, label, colour, moving, code, inputs, looks)
 
 
