@@ -113,6 +113,12 @@ def test_two_processes_write_what_one_writes(
     assert json.dumps(results[0]) == json.dumps(results[1])
 
 
+def test_a_tree_that_changes_during_a_run_is_not_what_the_run_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = report.commit_of_tree()
+    monkeypatch.setattr(report.subprocess, "run", lambda *_, **__: pytest.fail("asked again"))
+    assert report.commit_of_tree() == first
+
+
 def test_shares_of_an_evaluation_are_read_and_forgotten_together(tmp_path: Path) -> None:
     (item,) = scenes(1)
     path = tmp_path / ".eval.json.scenes.jsonl"

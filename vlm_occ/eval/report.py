@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -73,8 +73,11 @@ def circumstances() -> dict[str, str]:
     }
 
 
+@cache
 def commit_of_tree() -> str:
-    """The commit of the working tree, if it is one."""
+    """The commit of the working tree, if it is one, as it was when it was first asked for: code that changes
+    during a run is not the run's.
+    """
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
@@ -134,6 +137,7 @@ def evaluate_command(
     if workers < 1:
         raise ValueError(f"workers = {workers}, expected at least 1")
     out, device = Path(out), device or default_device()
+    commit = commit_of_tree()
     source, loaded = open_split(data, split, scenes, queries), load_model(model, device=device)
     kept: KeptOutcomes | None = None
     if isinstance(loaded, Baseline):
@@ -141,7 +145,7 @@ def evaluate_command(
             raise ValueError(f"workers = {workers}, expected 1: {model} is evaluated by one process")
         result = _system_figures(loaded, source)
     else:
-        part = Share(model, data, split, scenes, queries, sensor_scenes, device, out)
+        part = Share(model, data, split, scenes, queries, sensor_scenes, device, out, commit)
         if workers > 1:
             part.work(workers)
         kept = part.keep()
@@ -166,11 +170,12 @@ class Share:
     sensor_scenes: int
     device: torch.device
     out: Path
+    commit: str  # of the code that runs
 
     def keep(self, number: int | None = None) -> KeptOutcomes:
         """What has been done; `number`: of the process that adds to it."""
         folder = find_checkpoint(self.model)
-        about = [file_sums(folder) if folder else self.model, commit_of_tree()]
+        about = [file_sums(folder) if folder else self.model, self.commit]
         return KeptOutcomes(self.out.with_name(f".{self.out.name}.scenes.jsonl"), repr(about), share=number)
 
     def work(self, count: int) -> None:

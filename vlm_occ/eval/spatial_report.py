@@ -10,7 +10,7 @@ import torch
 
 from vlm_occ.data.simulator.vague_bounds import Allowed, allowed_poses
 from vlm_occ.data.store import SimulatedScenes
-from vlm_occ.eval.report import protocol, write_json
+from vlm_occ.eval.report import commit_of_tree, protocol, write_json
 from vlm_occ.eval.spatial import Located, SpatialRecords, evaluate_spatial_scene
 from vlm_occ.eval.spatial_figures import (
     layout_figures,
@@ -62,6 +62,7 @@ def spatial_command(
     `folder` keeps the scenes between runs; without `questions`, which take most of the time, none is asked.
     ValueError where a model has no spatial heads.
     """
+    commit_of_tree()  # as it is when the run starts
     vlm = load_spatial(model, device=device)
     source = open_spatial(split, scenes, vlm, folder=folder)
     records, bounds = evaluate_source(vlm, source, answers=questions)
