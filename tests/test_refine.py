@@ -8,15 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from vlm_occ.config import RefinerConfig
 from vlm_occ.encoders.refine import (
     CHANNELS,
     CODE_CHANNELS,
-    ENDS,
     GROUND,
     MARGIN,
-    MOST_POINTS,
-    PASSES,
-    SIDES,
     BoxRefiner,
     Refinement,
     face_places,
@@ -161,7 +158,7 @@ def test_points_of_a_box_are_those_around_it_and_above_the_road() -> None:
     points = torch.rand(4000, 5, generator=bits) * torch.tensor([60.0, 60, 4, 1, 0.5]) - torch.tensor(
         [30.0, 30, 1, 0, 0]
     )
-    own, real = points_of(points, boxes)
+    own, real = points_of(points, boxes, 256)
     for n, box in enumerate(boxes.tolist()):
         reach = math.hypot(box[3], box[4]) / 2 + MARGIN
         expected = [
@@ -171,29 +168,44 @@ def test_points_of_a_box_are_those_around_it_and_above_the_road() -> None:
             and abs(p[1] - box[1]) < reach
             and GROUND < p[2] < box[2] + box[5] / 2 + 1
         ]
-        assert int(real[n].sum()) == min(len(expected), MOST_POINTS)
-        torch.testing.assert_close(own[n, real[n]], torch.tensor(expected).reshape(-1, 5)[:MOST_POINTS])
+        assert int(real[n].sum()) == min(len(expected), 256)
+        torch.testing.assert_close(own[n, real[n]], torch.tensor(expected).reshape(-1, 5)[:256])
 
 
 def test_of_many_points_evenly_chosen_ones_are_looked_at() -> None:
     box = torch.tensor([[0.0, 0, 1, 4, 2, 2, 0]])
     points = torch.zeros(1000, 5)
     points[:, 2], points[:, 3] = 1.0, torch.arange(1000) / 1000
-    own, real = points_of(points, box)
+    own, real = points_of(points, box, 256)
     assert real.all()
-    gaps, even = own[0, 1:, 3] - own[0, :-1, 3], 1 / MOST_POINTS
+    gaps, even = own[0, 1:, 3] - own[0, :-1, 3], 1 / 256
     assert gaps.min() > even - 0.0011 and gaps.max() < even + 0.0011
 
 
-def test_the_places_lie_on_the_faces() -> None:
-    places = face_places()
-    assert places.shape == (2 * ENDS + 3 * SIDES, 3)
-    assert (places[:ENDS, 0] == 0.49).all() and (places[ENDS : 2 * ENDS, 0] == -0.49).all()
-    assert (places[2 * ENDS : 2 * ENDS + SIDES, 1] == 0.49).all() and (places[-SIDES:, 2] == 0.5).all()
-    beyond = places.abs().amax(0)
-    assert (beyond > 0.5).all() and (beyond < 0.75).all()  # what lies behind an edge is seen too
+@pytest.mark.parametrize("beyond", [True, False])
+def test_the_places_lie_on_the_faces(beyond: bool) -> None:
+    places = face_places(RefinerConfig(end_pixels=(7, 3), side_pixels=(9, 4), beyond=beyond))
+    front, rear, left, right, top = places.split([21, 21, 36, 36, 36])
+    assert (front[:, 0] == 0.49).all() and (rear[:, 0] == -0.49).all()
+    assert (left[:, 1] == 0.49).all() and (right[:, 1] == -0.49).all() and (top[:, 2] == 0.5).all()
+    reach = places.abs().amax(0)
+    if beyond:
+        assert (reach > 0.5).all() and (reach < 0.75).all()  # what lies behind an edge is seen too
+    else:
+        assert (reach <= 0.5).all()
     turned = places * torch.tensor([-1.0, -1.0, 1.0])  # a box turned round has the same places
     assert torch.cdist(turned, places).amin(1).max() < 1e-3
+
+
+def test_a_smaller_refiner_is_told_less_and_looks_less_often() -> None:
+    config = RefinerConfig(2, 40, (8, 12), False, (3, 2), (4, 2), False)
+    refiner, boxes = BoxRefiner(4, config).eval(), boxes_at_random(3)
+    contents = refiner.contents(boxes, torch.zeros(3, 6), torch.zeros(0, 5), lambda p: (p * 0, p[:, 0]))
+    assert contents.points.shape == (3, 40, 5) and contents.pixels.shape == (3, 2 * 6 + 3 * 8, 4)
+    assert refiner._local_points(contents)[0].shape == (3, 40, 11)
+    candidates = Candidates(torch.zeros(3, 2, dtype=torch.long), torch.ones(3), boxes, torch.zeros(3, 2))
+    _, looks = refiner.refine(candidates, torch.zeros(3, 4), torch.zeros(0, 5), lambda p: (p * 0, p[:, 0]))
+    assert len(looks) == 2
 
 
 def test_the_refiner_looks_where_the_box_is() -> None:
@@ -208,7 +220,7 @@ def test_the_refiner_looks_where_the_box_is() -> None:
     candidates = Candidates(torch.zeros(3, 2, dtype=torch.long), torch.ones(3), boxes, torch.zeros(3, 2))
     found, looks = refiner.refine(candidates, torch.randn(3, 4), torch.zeros(0, 5), look)
     torch.testing.assert_close(found.box[:, :6], boxes[:, :6])  # it starts as the identity
-    assert len(looks) == len(asked) == PASSES
+    assert len(looks) == len(asked) == RefinerConfig().passes
     wider = boxes.clone()
     wider[:, 3:6] *= 1.5
     corners = box_corners(wider)

@@ -15,6 +15,19 @@ FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
+class RefinerConfig:
+    """The second stage of the candidates' boxes (`encoders.refine`)."""
+
+    passes: int = 3
+    points: int = 256  # of a box that are looked at; of more, evenly chosen ones
+    point_widths: tuple[int, int] = (96, 128)
+    fine: bool = True  # points are told how far beyond the faces they lie, and waves of their place
+    end_pixels: tuple[int, int] = (12, 5)  # across and up the front and the rear
+    side_pixels: tuple[int, int] = (20, 4)  # along and up a side, along and across the top
+    beyond: bool = True  # pixels reach beyond the box's edges
+
+
+@dataclass(frozen=True)
 class PerceptionConfig:
     """The encoders from sensors to voxel features and candidate objects."""
 
@@ -34,6 +47,7 @@ class PerceptionConfig:
     max_tokens: int = 128  # voxel tokens (candidate objects) a scene
     token_threshold: float = 0.05  # candidates below this objectness are dropped
     token_width: int = 192
+    refiner: RefinerConfig = field(default_factory=RefinerConfig)
 
 
 @dataclass(frozen=True)

@@ -15,29 +15,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vlm_occ.config import RefinerConfig
 from vlm_occ.encoders.voxel_tokens import Candidates
 from vlm_occ.geometry import from_box_axes, rotation_z, wrap_angle
 from vlm_occ.types import COLOURS, TALK2OCC_CLASSES
 
-MOST_POINTS = 256
-"""Points of a box that are looked at; of more, evenly chosen ones."""
 MARGIN = 1.5
 """Metres around a box's circumscribed square in which points count as its own."""
 GROUND = 0.12
 """Metres above the road below which a return is taken for the ground."""
-LONG, FLAT, WIDE, HIGH = 20, 4, 12, 5
-"""Pixels along a side or the top, up a side or across the top, across an end, and up an end."""
-ENDS, SIDES = WIDE * HIGH, LONG * FLAT
-PASSES = 3
 WAVES = (2.0, 1.0, 0.5)
 """Metres of the waves that tell a point's place in the box finely."""
-POINT_CHANNELS = 14 + 6 * len(WAVES)
 CHANNELS = 12
 """Outputs: offset (3, metres along, left, up), log sizes (3), sin and cos of twice the turn of the axis,
 logit of being the wrong way round, velocity along and left (units of 2 m/s), logit of motion."""
 CODE_CHANNELS = 192
 """Length of what a look knows of a box, from which its outputs and the heads read."""
-_ENCODED, _SEEN, _KNOWN = 128, 96, 128
+_SEEN, _KNOWN = 96, 128
 _GEOMETRY = 11
 
 
@@ -46,9 +40,9 @@ class BoxContents:
     """What N boxes hold, in ego coordinates: independent of the boxes' headings but for the pixels."""
 
     boxes: Tensor  # [N, 7]
-    points: Tensor  # [N, MOST_POINTS, 5] x, y, z (ego), intensity, age
-    real: Tensor  # bool [N, MOST_POINTS]: rows that are points
-    pixels: Tensor  # [N, 2 ENDS + 3 SIDES, 4]: colours in 0..1 - 0.5 and whether a camera sees the place
+    points: Tensor  # [N, P, 5] x, y, z (ego), intensity, age
+    real: Tensor  # bool [N, P]: rows that are points
+    pixels: Tensor  # [N, Q, 4], Q of `face_places`: colours in 0..1 - 0.5 and whether a camera sees the place
     known: Tensor  # [N, C + 2]: bird's-eye features, velocity x, y (m/s)
 
 
@@ -81,24 +75,28 @@ class Refinement:
         return from_box_axes(2 * self.raw[:, 9:11], self.boxes[:, 6])
 
 
-def face_places() -> Tensor:
-    """Places [2 ENDS + 3 SIDES, 3] on the front, rear, left, right and top face, in units of the size.
+def face_places(config: RefinerConfig) -> Tensor:
+    """Places [2 E + 3 S, 3] on the front, rear, left, right and top face, in units of the size, for ends of E
+    and sides of S pixels.
 
-    They reach beyond the edges, so that a box that is too short shows what lies behind its end.
+    They may reach beyond the edges, so that a box that is too short shows what lies behind its end.
     """
-    along, across = torch.linspace(-0.66, 0.66, LONG), torch.linspace(-0.72, 0.72, WIDE)
-    end = torch.cartesian_prod(across, torch.linspace(-0.42, 0.62, HIGH))
-    side = torch.cartesian_prod(along, torch.linspace(-0.4, 0.56, FLAT))
-    roof = torch.cartesian_prod(along, torch.linspace(-0.45, 0.45, FLAT))
-    ends = [torch.cat([torch.full((ENDS, 1), x), end], dim=1) for x in (0.49, -0.49)]
-    sides = [torch.stack([side[:, 0], torch.full((SIDES,), y), side[:, 1]], dim=1) for y in (0.49, -0.49)]
-    return torch.cat([*ends, *sides, torch.cat([roof, torch.full((SIDES, 1), 0.5)], dim=1)])
+    reach = (0.66, 0.72, 0.62, 0.56, 0.45) if config.beyond else (0.47, 0.47, 0.42, 0.4, 0.4)
+    along, across, up, over, roof = reach
+    (wide, high), (long, flat) = config.end_pixels, config.side_pixels
+    end = torch.cartesian_prod(torch.linspace(-across, across, wide), torch.linspace(-0.42, up, high))
+    side = torch.cartesian_prod(torch.linspace(-along, along, long), torch.linspace(-0.4, over, flat))
+    top = torch.cartesian_prod(torch.linspace(-along, along, long), torch.linspace(-roof, roof, flat))
+    ends = [torch.cat([torch.full((len(end), 1), x), end], dim=1) for x in (0.49, -0.49)]
+    y = torch.full((len(side),), 0.49)
+    sides = [torch.stack([side[:, 0], sign * y, side[:, 1]], dim=1) for sign in (1, -1)]
+    return torch.cat([*ends, *sides, torch.cat([top, torch.full((len(top), 1), 0.5)], dim=1)])
 
 
-def points_of(points: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Points in and around each box: [N, MOST_POINTS, 5] of points [M, 5], and which rows are some (bool)."""
-    own = points.new_zeros(len(boxes), MOST_POINTS, 5)
-    real = torch.zeros(len(boxes), MOST_POINTS, dtype=torch.bool, device=points.device)
+def points_of(points: Tensor, boxes: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Points in and around each box: [N, most, 5] of points [M, 5], and which rows are some (bool)."""
+    own = points.new_zeros(len(boxes), most, 5)
+    real = torch.zeros(len(boxes), most, dtype=torch.bool, device=points.device)
     points = points[points[:, 2] > GROUND]
     if not len(points) or not len(boxes):
         return own, real
@@ -110,8 +108,8 @@ def points_of(points: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     row, place = inside.nonzero(as_tuple=True)
     count = inside.sum(1)
     rank = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
-    total = count[row].clamp(min=MOST_POINTS)  # of more points than there is room for, evenly chosen ones
-    slot, before = rank * MOST_POINTS // total, (rank - 1) * MOST_POINTS // total
+    total = count[row].clamp(min=most)  # of more points than there is room for, evenly chosen ones
+    slot, before = rank * most // total, (rank - 1) * most // total
     kept = slot != before
     own[row[kept], slot[kept]], real[row[kept], slot[kept]] = points[place[kept]], True
     return own, real
@@ -120,21 +118,23 @@ def points_of(points: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
 class BoxRefiner(nn.Module):
     """Looks at boxes' contents and says how to move, turn and resize them, and what they are."""
 
-    def __init__(self, birds_eye: int) -> None:
+    def __init__(self, birds_eye: int, config: RefinerConfig | None = None) -> None:
         super().__init__()
-        self.points = nn.Sequential(nn.Linear(POINT_CHANNELS, 96), nn.GELU(), nn.Linear(96, _ENCODED))
-        self.own = nn.Linear(_ENCODED, _ENCODED, bias=False)
-        self.shared = nn.Linear(2 * _ENCODED, _ENCODED)
-        self.mixed = nn.Linear(_ENCODED, _ENCODED)
-        self.ends, self.sides, self.top = (
-            nn.Linear(4 * ENDS, 64),
-            nn.Linear(4 * SIDES, 48),
-            nn.Linear(4 * SIDES, 48),
-        )
+        self.config = config or RefinerConfig()
+        hidden, encoded = self.config.point_widths
+        channels = 11 + (3 + 6 * len(WAVES)) * self.config.fine
+        self.points = nn.Sequential(nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, encoded))
+        self.own = nn.Linear(encoded, encoded, bias=False)
+        self.shared = nn.Linear(2 * encoded, encoded)
+        self.mixed = nn.Linear(encoded, encoded)
+        end, side = (pixels[0] * pixels[1] for pixels in (self.config.end_pixels, self.config.side_pixels))
+        self.faces = (end, end, side, side, side)
+        self.ends = nn.Linear(4 * end, 64)
+        self.sides, self.top = nn.Linear(4 * side, 48), nn.Linear(4 * side, 48)
         self.pixels = nn.Linear(2 * 64 + 3 * 48, _SEEN)
         self.norm = nn.LayerNorm(birds_eye)
         self.known = nn.Linear(birds_eye + _GEOMETRY, _KNOWN)
-        joint = 2 * _ENCODED + _SEEN + _KNOWN
+        joint = 2 * encoded + _SEEN + _KNOWN
         self.joint = nn.Sequential(nn.LayerNorm(joint), nn.Linear(joint, CODE_CHANNELS), nn.GELU())
         self.middle = nn.Sequential(nn.Linear(CODE_CHANNELS, CODE_CHANNELS), nn.GELU())
         self.out = nn.Linear(CODE_CHANNELS, CHANNELS)
@@ -142,7 +142,7 @@ class BoxRefiner(nn.Module):
         self.colour = nn.Linear(CODE_CHANNELS, len(COLOURS))
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
-        self.register_buffer("places", face_places(), persistent=False)
+        self.register_buffer("places", face_places(self.config), persistent=False)
         self.shakes = False  # in training boxes are shaken before a look; not where heads read what comes out
 
     def forward(self, contents: BoxContents) -> Refinement:
@@ -155,20 +155,22 @@ class BoxRefiner(nn.Module):
         return Refinement(boxes, *(output.float() for output in outputs))
 
     def _local_points(self, contents: BoxContents) -> tuple[Tensor, Tensor]:
-        """Points as boxes see them [N, P, POINT_CHANNELS], and which are there [N, P, 1]."""
+        """Points as boxes see them [N, P, C], and which are there [N, P, 1]."""
         boxes, points = contents.boxes, contents.points.float()
         flat = from_box_axes(points[..., :2] - boxes[:, None, :2], -boxes[:, 6])
         local = torch.cat([flat, points[..., 2:3] - boxes[:, None, 2:3]], dim=-1)
         age, half = points[..., 4:5], boxes[:, None, 3:6].clamp(min=0.1) / 2
-        angles = local[..., None] * (2 * math.pi / local.new_tensor(WAVES))  # [N, P, 3, W]
-        waves = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(2)
-        beyond = (local.abs() - half).clamp(-2, 2)
-        own = [local / 2, local / half, beyond, waves, points[..., 3:4], age * 2, points[..., 2:3] / 2]
+        own = [local / 2, local / half]
+        if self.config.fine:
+            angles = local[..., None] * (2 * math.pi / local.new_tensor(WAVES))  # [N, P, 3, W]
+            waves = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(2)
+            own += [(local.abs() - half).clamp(-2, 2), waves]
+        own += [points[..., 3:4], age * 2, points[..., 2:3] / 2, flat * age]
         present = contents.real[..., None].float()
-        return torch.cat([*own, flat * age], dim=-1) * present, present
+        return torch.cat(own, dim=-1) * present, present
 
     def _pooled(self, local: Tensor, present: Tensor) -> Tensor:
-        """Two rounds of a network on each point and what all points say [N, 2 _ENCODED]."""
+        """Two rounds of a network on each point and what all points say [N, 2 encoded]."""
         hidden = self.points(local)
         shared = self.shared(torch.cat(_pool(hidden, present), dim=-1))
         hidden = self.mixed(functional.gelu(self.own(hidden) + shared[:, None]))
@@ -176,7 +178,7 @@ class BoxRefiner(nn.Module):
 
     def _faces(self, pixels: Tensor) -> Tensor:
         """What the pixels on the faces show [N, _SEEN]."""
-        front, rear, left, right, top = pixels.split([ENDS, ENDS, SIDES, SIDES, SIDES], dim=1)
+        front, rear, left, right, top = pixels.split(self.faces, dim=1)
         looks = [self.ends(front.flatten(1)), self.ends(rear.flatten(1))]
         looks += [self.sides(left.flatten(1)), self.sides(right.flatten(1)), self.top(top.flatten(1))]
         return functional.gelu(self.pixels(functional.gelu(torch.cat(looks, dim=-1))))
@@ -206,7 +208,7 @@ class BoxRefiner(nn.Module):
         """
         known = torch.cat([birds_eye.detach().float(), candidates.velocity.detach().float()], dim=-1)
         boxes, said = candidates.box.detach().float(), []
-        for look_number in range(PASSES if len(boxes) else 0):
+        for look_number in range(self.config.passes if len(boxes) else 0):
             if self.shakes and self.training:
                 boxes = shaken(boxes, look_number)
             said.append(self(self.contents(boxes, known, points, look)))
@@ -230,7 +232,9 @@ class BoxRefiner(nn.Module):
         colours, seen = look(spots.flatten(0, 1))
         visible = seen[:, None] > 0
         pixels = torch.cat([(colours.float() - 0.5) * visible, visible.float()], dim=-1)
-        return BoxContents(boxes, *points_of(points, boxes), pixels.unflatten(0, spots.shape[:2]), known)
+        return BoxContents(
+            boxes, *points_of(points, boxes, self.config.points), pixels.unflatten(0, spots.shape[:2]), known
+        )
 
 
 def _pool(values: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:

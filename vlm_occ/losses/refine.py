@@ -77,7 +77,8 @@ def end_swings(raw: Tensor, turn: Tensor, lengths: Tensor) -> Tensor:
     """
     sine, cosine = raw[:, 6], raw[:, 7]
     beside = sine * (2 * turn).cos() - cosine * (2 * turn).sin()
-    return lengths / 4 * beside / (sine.square() + cosine.square() + 1e-4).sqrt()
+    size = (sine.square() + cosine.square()).clamp(min=0.25).sqrt()  # an axis not yet said has no steep slope
+    return lengths / 4 * beside / size
 
 
 def attribute_loss(

@@ -119,7 +119,7 @@ class Perception(nn.Module):
             width=config.token_width,
         )
         self.attributes = AttributeHead(config.token_width)
-        self.refiner = BoxRefiner(fine + bev + 2 * bev)
+        self.refiner = BoxRefiner(fine + bev + 2 * bev, config.refiner)
         nn.init.constant_(self.occupancy.coarse.bias, -3.0)  # type: ignore[arg-type]
 
     def forward(self, inputs: SceneInputs, *, extra_voxels: Tensor | None = None) -> PerceptionOutput:
