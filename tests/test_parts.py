@@ -43,7 +43,8 @@ def resized(part: Part, count: int) -> dict[str, Tensor]:
         shape = list(value.shape)
         for place, label in part.dynamic.get(name, {}).items():
             shape[place] = count + labels.index(label)
-        drawn = torch.randn(shape, generator=torch.Generator().manual_seed(count))
+        bits = torch.Generator().manual_seed(count + 1)  # with which no two scores tie for the best
+        drawn = torch.randn(shape, generator=bits)
         if value.dtype == torch.bool:  # at least one word
             inputs[name] = drawn.argsort(dim=-1) < 1 + count // 2
         else:

@@ -77,7 +77,7 @@ def test_one_run_trains_grounding_layout_situations_and_answers(
 def test_the_language_side_learns_situations_on_tokens_of_labels_without_pictures(
     tiny: Path, scenes: list[LabelledScene], tmp_path: Path
 ) -> None:
-    config = spatial_config(tiny, tmp_path / "run", stage="language", steps=25, turns_per_scene=4)
+    config = spatial_config(tiny, tmp_path / "run", stage="language", steps=40, turns_per_scene=4)
     train(config, source=scenes[:1])
     lines = log_of(config)
     for name in ("position", "orientation", "answer"):

@@ -140,8 +140,9 @@ class BoxRefiner(nn.Module):
         self.out = nn.Linear(CODE_CHANNELS, CHANNELS)
         self.label = nn.Linear(CODE_CHANNELS, len(TALK2OCC_CLASSES))
         self.colour = nn.Linear(CODE_CHANNELS, len(COLOURS))
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        for said in (self.out, self.label, self.colour):
+            nn.init.zeros_(said.weight)
+            nn.init.zeros_(said.bias)
         self.register_buffer("places", face_places(self.config), persistent=False)
         self.shakes = False  # in training boxes are shaken before a look; not where heads read what comes out
 
