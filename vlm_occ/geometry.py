@@ -225,3 +225,12 @@ def from_box_axes(vectors: Tensor, yaw: Tensor) -> Tensor:
     cos, sin = (f(yaw).reshape(-1, *[1] * (vectors.ndim - 2)) for f in (torch.cos, torch.sin))
     x, y = vectors.unbind(-1)
     return torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1)
+
+
+def adjusted(boxes: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
+    """Centres and sizes, both [N, 3], of boxes [N, 7] moved and resized by `change` [N, 6 or more]: metres
+    along, to the left and up, then the logarithms of the factors of the sizes, at most 2.
+    """
+    flat = boxes[:, :2] + from_box_axes(change[:, :2], boxes[:, 6])
+    centres = torch.cat([flat, boxes[:, 2:3] + change[:, 2:3]], dim=1)
+    return centres, boxes[:, 3:6] * change[:, 3:6].clamp(-2, 2).exp()

@@ -175,10 +175,10 @@ def refine_terms(output: PerceptionOutput, labels: Sequence[SceneLabels]) -> dic
     for tokens, item in zip(output.tokens, labels, strict=True):
         match = match_boxes(tokens.candidates.box, item.boxes)
         rows, match = (match >= 0).nonzero()[:, 0], match[match >= 0]
+        seen, classes, colours = item.seen[rows], item.classes[rows], item.colours[rows]
+        truth = (item.boxes[rows], item.velocities[rows], classes, seen)
         losses = [output.heatmap_logits.sum() * 0]
         for look in tokens.looks if len(rows) else ():
-            seen, classes, colours = item.seen[rows], item.classes[rows], item.colours[rows]
-            truth = (item.boxes[rows], item.velocities[rows], classes, seen)
             box = refine_loss(look.raw[match], look.boxes[match], *truth)
             said = (look.label_logits[match], look.colour_logits[match])
             losses.append((box + attribute_loss(*said, classes, colours, seen)).mean())

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from vlm_occ.config import RefinerConfig
 from vlm_occ.encoders.voxel_tokens import Candidates
-from vlm_occ.geometry import from_box_axes, rotation_z, wrap_angle
+from vlm_occ.geometry import adjusted, from_box_axes, rotation_z, wrap_angle
 from vlm_occ.types import COLOURS, TALK2OCC_CLASSES
 
 MARGIN = 1.5
@@ -63,12 +63,9 @@ class Refinement:
 
     def refined(self) -> Tensor:
         """The boxes [N, 7] as they should be."""
-        shift = from_box_axes(self.raw[:, :2], self.boxes[:, 6])
         turn = torch.atan2(self.raw[:, 6], self.raw[:, 7] + 1e-9) / 2 + math.pi * (self.raw[:, 8] > 0)
         yaw = wrap_angle(self.boxes[:, 6] + turn)
-        sizes = self.boxes[:, 3:6] * self.raw[:, 3:6].clamp(-2, 2).exp()
-        centre = [self.boxes[:, :2] + shift, self.boxes[:, 2:3] + self.raw[:, 2:3]]
-        return torch.cat([*centre, sizes, yaw[:, None]], dim=1)
+        return torch.cat([*adjusted(self.boxes, self.raw), yaw[:, None]], dim=1)
 
     def velocity(self) -> Tensor:
         """Velocities [N, 2] in m/s, ego axes."""

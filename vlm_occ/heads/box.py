@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlm_occ.geometry import from_box_axes
+from vlm_occ.geometry import adjusted
 from vlm_occ.types import COLOURS, TALK2OCC_CLASSES
 
 
@@ -110,9 +110,7 @@ class BoxHead(nn.Module):
         delta = self.mlp(joint).float()
         sine = torch.sin(token_box[:, 6]) + delta[:, 6]
         cosine = torch.cos(token_box[:, 6]) + delta[:, 7]
-        sizes = token_box[:, 3:6] * delta[:, 3:6].clamp(-2, 2).exp()
-        shift = torch.cat([from_box_axes(delta[:, :2], token_box[:, 6]), delta[:, 2:3]], dim=-1)
-        return torch.cat([token_box[:, :3] + shift, sizes, torch.atan2(sine, cosine)[:, None]], dim=-1)
+        return torch.cat([*adjusted(token_box, delta), torch.atan2(sine, cosine)[:, None]], dim=-1)
 
 
 class PointerHead(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vlm_occ.geometry import from_box_axes, wrap_angle
+from vlm_occ.geometry import adjusted, from_box_axes, wrap_angle
 from vlm_occ.types import TALK2OCC_CLASSES
 
 HEADED = (
@@ -63,10 +63,9 @@ def face_errors(raw: Tensor, start: Tensor, boxes: Tensor) -> Tensor:
     """Metres by which the faces that `raw` [N, C] makes of boxes `start` [N, 7] lie outside those of true
     `boxes` [N, 7], in the true boxes' axes: [N, 6].
     """
-    centre = start[:, :2] + from_box_axes(raw[:, :2], start[:, 6])
-    flat = from_box_axes(centre - boxes[:, :2], -boxes[:, 6])
-    shift = torch.cat([flat, start[:, 2:3] + raw[:, 2:3] - boxes[:, 2:3]], dim=1)
-    growth = (start[:, 3:6] * raw[:, 3:6].clamp(-2, 2).exp() - boxes[:, 3:6]) / 2
+    centres, sizes = adjusted(start, raw)
+    offset, growth = centres - boxes[:, :3], (sizes - boxes[:, 3:6]) / 2
+    shift = torch.cat([from_box_axes(offset[:, :2], -boxes[:, 6]), offset[:, 2:]], dim=1)
     return torch.cat([growth + shift, growth - shift], dim=1)
 
 
