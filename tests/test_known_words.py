@@ -17,12 +17,14 @@ from vlm_occ.data.simulator.lexicon import NOUNS
 from vlm_occ.data.simulator.scene import simulate
 from vlm_occ.data.simulator.situations import write_situations
 from vlm_occ.data.simulator.vocabulary import training_adjectives, training_nouns, training_words
+from vlm_occ.heads.words import QueryStates
 from vlm_occ.language import known_words
 from vlm_occ.language.backbones import Backbone
 from vlm_occ.language.colour_names import basic_colours, lab
-from vlm_occ.language.known_words import Bank, Kind, KnownWords, Meaning, measure_words
+from vlm_occ.language.known_words import Bank, Kind, KnownWords, Meaning, Role, measure_words, named_ways
 from vlm_occ.language.loading import load_backbone
 from vlm_occ.language.rewording import plain, readings
+from vlm_occ.language.thesaurus import other_names
 from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.types import Wording
 
@@ -30,16 +32,28 @@ NOTHING = torch.zeros(0)
 
 
 NOUN_FOR = {"digger": "excavator", "lorry": "truck", "sheriff car": "police car", "clump of scrap": "bin"}
-ADJECTIVE_FOR = {"crimson": "red", "azure": "blue", "teal": "blue", "purple": "blue", "light": "small"}
+PLACE_FOR = {"footpath": "pavement", "verge": "pavement", "flank": "side"}
+ADJECTIVE_FOR = {
+    "distant": "farthest",
+    "bulky": "large",
+    "crimson": "red",
+    "azure": "blue",
+    "teal": "blue",
+    "purple": "blue",
+    "light": "small",
+}
 
 
 class Dictionary(KnownWords):
     """Known words whose language model is a table."""
 
-    def name(self, backbone: Backbone, phrases: Sequence[str], *, most: int = 4) -> list[list[Meaning]]:
+    def name(
+        self, backbone: Backbone, phrases: Sequence[str], *, most: int = 4, role: Role = "either"
+    ) -> list[list[Meaning]]:
         """From the table; then the same guess for all."""
         rows = {w.phrase: w for w in self.nouns.wordings}
-        found = [rows[NOUN_FOR.get(phrase, "thing")] for phrase in phrases]
+        table = NOUN_FOR if role == "thing" else {**NOUN_FOR, **PLACE_FOR}
+        found = [rows[table.get(phrase, "object")] for phrase in phrases]
         return [[Meaning(wording, 0.6), Meaning(rows["car"], 0.2)] for wording in found]
 
     def describe(self, backbone: Backbone, words: Sequence[str], *, most: int = 2) -> list[list[Meaning]]:
@@ -51,7 +65,7 @@ class Dictionary(KnownWords):
         """From the table; what ends in -side is no part of a noun phrase."""
         return [
             "adjective"
-            if word in {"crimson", "azure", "clad", "purple", "light"}
+            if word in {"crimson", "azure", "clad", "purple", "light", "distant", "bulky"}
             else "other"
             if word.endswith("side")
             else "noun"
@@ -104,6 +118,21 @@ def test_sentences_of_the_training_lexicon_stay_as_they_are(known: Dictionary, b
         ("the lorry light blue", "the truck blue"),
         ("the light purple lorry", "the small blue truck"),
         ("the lorry that stays put", "the truck that stays put"),
+        ("the man clad in grey that stays put", "the man clad in grey that stays put"),
+        ("the bus clad in teal that stays put", "the bus clad in blue that stays put"),
+        ("pinpoint that lorry", "pinpoint that truck"),
+        ("the bus bearing down on us", "the bus bearing down on us"),
+        ("the lorry in the vicinity of the bus", "the truck in the vicinity of the bus"),
+        ("the outermost right-hand lorry", "the outermost right-hand truck"),
+        ("the least distant lorry", "the nearest truck"),
+        ("the most bulky lorry", "the largest truck"),
+        ("the least bulky bus", "the smallest bus"),
+        ("a crimson ramside", "a red object"),
+        ("the jumble of junkside", "the object"),
+        ("the lorry on the footpath", "the truck on the pavement"),
+        ("the lorry on the left flank", "the truck on the left side"),
+        ("park by the verge", "park by the pavement"),
+        ("pinpoint the verge", "pinpoint the object"),
         ("pinpoint the bus", "pinpoint the bus"),
         ("the bus off our left-hand corner", "the bus off our left-hand corner"),
     ],
@@ -117,6 +146,48 @@ def test_readings_are_few_and_the_likeliest_first(known: Dictionary, backbone: B
     assert len(found) == 6
     assert [r.share for r in found] == sorted((r.share for r in found), reverse=True)
     assert found[0].share == pytest.approx(0.75**12)
+
+
+def test_other_names_are_those_of_each_sense() -> None:
+    assert ("tow truck", "tow car") in other_names("Wrecker")
+    assert len(other_names("wrecker")) > 1
+    assert other_names("passer-by") == [("passer",)]  # found as `passerby`, which is no other name
+    assert other_names("bowser") == []
+    assert all(
+        0 < len(names) <= 3 for noun in ("coach", "car", "crane", "person") for names in other_names(noun)
+    )
+
+
+def test_a_noun_is_asked_about_by_itself_and_by_each_sense() -> None:
+    assert named_ways("bowser") == ["bowser"]
+    assert named_ways("digger") == ["digger", "digger, or a power shovel, or an excavator, or a shovel"]
+
+
+def test_a_noun_is_as_near_to_a_meaning_as_the_nearest_of_its_ways(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table stands for the language model: of two ways one is near a bus, the other near a dog."""
+    words = ("bus", "dog", "excavator")
+    axes = torch.eye(3)
+    bank = Bank(
+        tuple(Wording(w, w) for w in words), torch.zeros(3), axes, torch.zeros(3).long(), torch.zeros(3)
+    )
+    table = {"coach": axes[1] * 0.9 + axes[2] * 0.1, "coach, or a bus": axes[0], "digger": axes[2]}
+    monkeypatch.setattr(
+        known_words,
+        "_meanings",
+        lambda _backbone, _template, ways, _first: (
+            torch.stack([table[way] for way in ways]),
+            torch.zeros(len(ways), 3),
+        ),
+    )
+    ways = [["coach", "coach, or a bus"], ["digger"]]
+    coach, digger = bank.nearest(backbone, "{}", ways, 3)
+    assert [m.wording.phrase for m in coach] == ["bus", "dog", "excavator"]
+    assert coach[0].share == pytest.approx(
+        float((10 * torch.tensor([1.0, 0.9 / 0.82**0.5, 0.1 / 0.82**0.5])).softmax(0)[0])
+    )
+    assert digger[0].wording.phrase == "excavator"
 
 
 def test_without_known_words_a_sentence_stays(backbone: Backbone) -> None:
@@ -172,16 +243,16 @@ def test_a_phrase_is_asked_of_the_language_model_once(
         return real(own, template, phrases, depth)
 
     monkeypatch.setattr(known_words, "_states", states)
-    first = measured.name(backbone, ["lorry", "digger", "lorry"])
-    assert asked == ["lorry", "digger"] and first[0] == first[2]
-    assert measured.name(backbone, ["digger", "van", "lorry"])[::2] == [first[1], first[0]]
-    assert asked == ["lorry", "digger", "van"]
-    assert len(measured.name(backbone, ["lorry"], most=1)[0]) == 1  # another question
-    measured.kinds_of(backbone, ["van"])
-    assert asked[3:] == ["lorry", "van"] and measured.kinds_of(backbone, []) == []
-    assert replace(measured, nouns=measured.adjectives).name(backbone, ["van"])[0][0].wording.phrase == "red"
+    first = measured.name(backbone, ["bowser", "luton", "bowser"])
+    assert asked == ["bowser", "luton"] and first[0] == first[2]
+    assert measured.name(backbone, ["luton", "luxo", "bowser"])[::2] == [first[1], first[0]]
+    assert asked == ["bowser", "luton", "luxo"]
+    assert len(measured.name(backbone, ["bowser"], most=1)[0]) == 1  # another question
+    measured.kinds_of(backbone, ["luxo"])
+    assert asked[3:] == ["bowser", "luxo"] and measured.kinds_of(backbone, []) == []
+    assert replace(measured, nouns=measured.adjectives).name(backbone, ["luxo"])[0][0].wording.phrase == "red"
     monkeypatch.setattr(known_words, "MOST_READ", 1)
-    assert measured.name(backbone, ["crane", "lorry"])[1] == first[0] and len(measured.read) == 2
+    assert measured.name(backbone, ["fixie", "bowser"])[1] == first[0] and len(measured.read) == 2
 
 
 @pytest.fixture
@@ -195,13 +266,24 @@ def test_the_scene_decides_among_the_readings(
     state = model.encode(simulate(11, image_size=(64, 176), num_queries=0).scene)
     model.known = known
     text = "the digger ahead"
+    asked, real = list[str](), model.query_states
+
+    def states(_: object, texts: Sequence[str]) -> QueryStates:
+        asked[:] = texts
+        return real(state, texts)
+
     for fits, expected in (("excavator", "the excavator ahead"), ("car", "the car ahead")):
 
-        def scores(_: object, texts: Sequence[str], fits: str = fits) -> torch.Tensor:
-            return torch.tensor([[0.1, 0.9 if fits in own else 0.0] for own in texts])
+        def scores(_: object, states: QueryStates, fits: str = fits) -> torch.Tensor:
+            return torch.tensor([[0.1, 0.9 if fits in own else 0.0] for own in asked])
 
-        monkeypatch.setattr(model, "token_scores", scores)
-        assert model.understood(state, [text, "the bus"]) == [expected, "the bus"]
+        monkeypatch.setattr(model, "query_states", states)
+        monkeypatch.setattr(model, "state_scores", scores)
+        heard = model.understood(state, [text, "the bus"])
+        assert heard.texts == [expected, "the bus"] and asked[-1] == "the bus" and len(asked) == 3
+        torch.testing.assert_close(heard.scores, torch.tensor([[0.1, 0.9], [0.1, 0.0]]))
+        alone = real(state, heard.texts)
+        torch.testing.assert_close(heard.states.ground, alone.ground, atol=1e-5, rtol=1e-5)
         monkeypatch.undo()
     result = model.ground(state, text)
     assert result.query == text and result.read_as in ("the excavator ahead", "the car ahead")

@@ -7,7 +7,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vlm_occ.heads.words import QueryStates, WordEncoder, WordLayer, WordPool, read_queries, word_positions
+from vlm_occ.heads.words import (
+    QueryStates,
+    WordEncoder,
+    WordLayer,
+    WordPool,
+    left_out,
+    read_queries,
+    word_positions,
+)
 
 HIDDEN, WIDTH = 12, 16
 
@@ -118,3 +126,30 @@ def test_no_query_is_read_as_none() -> None:
     words = an_encoder()(query)
     assert len(words) == len(query.valid) == len(query.ground) == 0
     assert WordPool(WIDTH, 3)(words, query.valid).shape == (0, 3, WIDTH)
+
+
+def test_words_that_are_left_out_are_neighbours_and_as_many_as_asked_for() -> None:
+    torch.manual_seed(2)
+    out = left_out(torch.ones(4000, 30).bool(), 0.25)
+    assert abs(float(out.float().mean()) - (0.25 - 0.25**2 / 3)) < 0.01
+    inner = out[:, 1:-1]
+    assert not (inner & ~out[:, :-2] & ~out[:, 2:]).any()  # none stands alone
+    rates = out.float().mean(1)
+    assert float((rates < 0.1).float().mean()) > 0.1 and float((rates > 0.4).float().mean()) > 0.05
+
+
+def test_a_word_that_is_left_out_is_known_by_its_state_alone() -> None:
+    encoder, query = an_encoder().train(), a_query(2, 5)
+    encoder.drop, other = 4.0, torch.randn_like(query.embeddings)
+    torch.manual_seed(5)
+    out = left_out(query.valid, 4.0)[..., None]
+    assert out.any() and not out.all()
+    changed = QueryStates(query.ground, query.states, query.embeddings + out * other, query.valid)
+    made = []
+    for each in (query, changed):
+        torch.manual_seed(5)
+        made.append(encoder(each))
+    assert torch.equal(*made)
+    assert not torch.allclose(encoder.eval()(query), encoder(changed), atol=1e-2)
+    emptied = QueryStates(query.ground, query.states, query.embeddings * ~out, query.valid)
+    assert torch.equal(encoder(emptied), made[0])

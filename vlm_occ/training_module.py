@@ -62,6 +62,7 @@ class TrainingModule(Trainee[VLMOcc]):
         self.cache: dict[str, PerceptionOutput] = {}
         self.language: KeptLanguage | None = None
         keep_clips(model, keep=not config.data.augment)
+        model.word_encoder.drop = 0.0 if config.stage == "pointer" else config.data.drop_words
         model.perception.refiner.shakes = config.stage in TRUNK_STAGES
         layers = model.backbone.language_model.layers
         self._no_split_modules = [type(layers[0]).__name__]  # what accelerate shards one by one under FSDP

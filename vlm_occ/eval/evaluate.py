@@ -95,14 +95,14 @@ def evaluate_scene(model: VLMOcc, item: LabelledScene, *, sensors: Sensors = "al
     state = model.encode(scene)
     texts = [query.text for query in item.queries]
     match = match_boxes(state.token_boxes.cpu(), item.labels.boxes)
-    query = model.query_states(state, model.understood(state, texts))
-    scores = model.state_scores(state, query)
+    heard = model.understood(state, texts)
+    scores = heard.scores
     chosen = [model.chosen_tokens(row, text).tolist() for row, text in zip(scores, texts, strict=True)]
     wanted = [[int(match[t]) for t in q.targets if match[t] >= 0] for q in item.queries]
 
     def answered(tokens: Sequence[Sequence[int]], *, refine: bool = False) -> list[GroundingResult]:
         rows = [torch.tensor(row, dtype=torch.long, device=scores.device) for row in tokens]
-        parts = zip(texts, query.ground, scores, rows, strict=True)
+        parts = zip(texts, heard.states.ground, scores, rows, strict=True)
         return [model.answer(state, *part, refine=refine) for part in parts]
 
     answers, refined, pointed = answered(chosen), answered(chosen, refine=True), answered(wanted)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,11 @@ class QueryStates:
     states: Tensor  # [Q, l, D] final states of the words up to <|ground|>; padded
     embeddings: Tensor  # [Q, l, D] their embeddings
     valid: Tensor  # bool [Q, l]
+
+    def rows(self, chosen: Sequence[int]) -> QueryStates:
+        """Some of the queries."""
+        index = torch.tensor(chosen, dtype=torch.long, device=self.ground.device)
+        return QueryStates(self.ground[index], self.states[index], self.embeddings[index], self.valid[index])
 
 
 def read_queries(states: Sequence[Tensor], words: Sequence[Tensor], norm: nn.LayerNorm) -> QueryStates:
@@ -58,8 +64,12 @@ class WordEncoder(nn.Module):
     """Words in the heads' width, each knowing its neighbours.
 
     States and embeddings of the language model are normalised apart, since states are about twenty times as
-    large. States start without effect: stage "pointer" trains on embeddings alone.
+    large. States start without effect: stage "pointer" trains on embeddings alone. A word that training never
+    saw has an embedding that means nothing to the heads, so its row of embeddings is zero, and in training
+    those of `drop` of the words are: see `left_out`.
     """
+
+    drop: float = 0.0
 
     def __init__(self, hidden: int, width: int, *, layers: int = 2, heads: int = 8) -> None:
         super().__init__()
@@ -71,12 +81,26 @@ class WordEncoder(nn.Module):
 
     def forward(self, query: QueryStates) -> Tensor:
         """Words [Q, l, width]."""
-        x = self.embedding(query.embeddings) + self.state(query.states)
+        embeddings = query.embeddings
+        if self.training and self.drop > 0:
+            embeddings = embeddings.masked_fill(left_out(query.valid, self.drop)[..., None], 0.0)
+        x = self.embedding(embeddings) + self.state(query.states)
         x = x + word_positions(x)
         hidden = torch.zeros_like(query.valid, dtype=torch.float32).masked_fill(~query.valid, -1e4)
         for layer in self.layers:
             x = layer(x, hidden[:, None, None])
         return self.out(x)
+
+
+def left_out(valid: Tensor, share: float) -> Tensor:
+    """Which words of queries, bool [Q, l], are to be known by what the language model made of them alone.
+
+    Pairs of neighbours, as unknown words come in phrases; of some queries nearly none, of others up to twice
+    the share.
+    """
+    rate = share * torch.rand(len(valid), 1, device=valid.device)
+    first = torch.rand(valid.shape, device=valid.device) < rate
+    return first | functional.pad(first[:, :-1], (1, 0))
 
 
 def word_positions(words: Tensor) -> Tensor:

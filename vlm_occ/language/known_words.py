@@ -4,7 +4,8 @@ A head that learned what `excavator` looks like has no use for the embedding of 
 knows that the two are one thing: told that "there is a digger. In simple words, it is a", it is about to say
 so, and its state there is near its state after the same words about an excavator. That state, of the language
 model alone and without a scene, is what a `KnownWords` keeps of every noun and adjective of the training
-lexicon. How much likelier than usual the known word's beginning is to come next counts besides.
+lexicon. How much likelier than usual the known word's beginning is to come next counts besides. A noun that
+the thesaurus has other names for is also asked about with these, sense by sense.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vlm_occ.language.colour_names import basic_colours
+from vlm_occ.language.thesaurus import other_names
 from vlm_occ.types import Wording
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ RIDGE = 0.3
 MOST_READ = 10_000
 """Phrases that are remembered before all are forgotten."""
 Kind = Literal["noun", "adjective", "other"]
+Role = Literal["thing", "place", "either"]
+"""What a noun stands for: `the digger`, `on the footpath`; `at the verge` and `at the digger` may be both."""
 T = TypeVar("T")
 KINDS: tuple[Kind, ...] = ("noun", "adjective", "other")
 
@@ -81,17 +85,32 @@ class Bank:
         """The wordings by their phrases."""
         return {wording.phrase: wording for wording in self.wordings}
 
-    def nearest(self, backbone: Backbone, template: str, phrases: Sequence[str], most: int) -> Meanings:
-        """The `most` likeliest meanings of each of n phrases, the likeliest first."""
+    def nearest(
+        self,
+        backbone: Backbone,
+        template: str,
+        phrases: Sequence[Sequence[str]],
+        most: int,
+        role: Role = "either",
+    ) -> Meanings:
+        """The `most` likeliest meanings of each of n phrases in that role, the likeliest first.
+
+        Of a phrase's several wordings, `a digger` and `a digger, or a power shovel`, the one that is nearest
+        to a meaning tells how near the phrase is to it.
+        """
         if not phrases:
             return []
-        states, likely = _meanings(backbone, template, phrases, self.beginnings)
-        similarity = functional.normalize(states - self.mean, dim=-1) @ self.directions.T  # [n, P]
+        ways = [way for phrase in phrases for way in phrase]
+        states, likely = _meanings(backbone, template, ways, self.beginnings)
+        similarity = functional.normalize(states - self.mean, dim=-1) @ self.directions.T  # [ways, P]
         similarity += SURPRISE * (likely - self.usual)
         result = []
-        for row in similarity.tolist():
+        for rows in similarity.split([len(phrase) for phrase in phrases]):
+            row = rows.amax(0).tolist()
             best: dict[str, tuple[float, Wording]] = {}
             for value, wording in zip(row, self.wordings, strict=True):
+                if not _plays(wording, role):
+                    continue
                 if wording.singular not in best or value > best[wording.singular][0]:
                     best[wording.singular] = (value, wording)
             ranked = sorted(best.values(), key=lambda item: -item[0])
@@ -120,10 +139,14 @@ class KnownWords:
         return word.lower() in self.words or word[0].isdigit()
 
     @torch.no_grad()
-    def name(self, backbone: Backbone, phrases: Sequence[str], *, most: int = 4) -> Meanings:
+    def name(
+        self, backbone: Backbone, phrases: Sequence[str], *, most: int = 4, role: Role = "either"
+    ) -> Meanings:
         """The likeliest known nouns for unknown noun phrases."""
         return self._remembered(
-            f"noun {most}", phrases, lambda some: self.nouns.nearest(backbone, NOUN, some, most)
+            f"{role} {most}",
+            phrases,
+            lambda some: self.nouns.nearest(backbone, NOUN, [named_ways(noun) for noun in some], most, role),
         )
 
     @torch.no_grad()
@@ -135,7 +158,7 @@ class KnownWords:
             self._remembered(
                 f"adjective {most}",
                 others,
-                lambda some: self.adjectives.nearest(backbone, ADJECTIVE, some, most),
+                lambda some: self.adjectives.nearest(backbone, ADJECTIVE, [[word] for word in some], most),
             )
         )
         return [own[:most] or next(nearest) for own in colours]
@@ -232,6 +255,23 @@ def measure_words(
 def with_article(phrase: str) -> str:
     """A noun phrase with `a` or `an`."""
     return f"{'an' if phrase[0].lower() in 'aeio' else 'a'} {phrase}"
+
+
+def named_ways(noun: str) -> list[str]:
+    """A noun by itself, and with its other names for each of its senses: `digger, or a power shovel`.
+
+    A compound that has none gets those of its last word: `squad auto, or a squad car`.
+    """
+    first, _, last = noun.rpartition(" ")
+    known = other_names(noun)
+    if not known and first and " of " not in noun:
+        known = [tuple(f"{first} {name}" for name in names) for names in other_names(last)]
+    return [noun, *(noun + "".join(f", or {with_article(name)}" for name in names) for names in known)]
+
+
+def _plays(wording: Wording, role: Role) -> bool:
+    """Whether a noun of the training lexicon has a role: things have a plural, places mean something."""
+    return role == "either" or bool(wording.plural) == (role == "thing") or not wording.singular
 
 
 def _beginnings(backbone: Backbone, phrases: Sequence[str]) -> Tensor:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vlm_occ.language.colour_names import is_shade
-from vlm_occ.language.known_words import KnownWords, Meaning
-from vlm_occ.types import NUMBER_WORDS, WORD
+from vlm_occ.language.known_words import Kind, KnownWords, Meaning, Role
+from vlm_occ.types import NUMBER_WORDS, WORD, Wording
 
 if TYPE_CHECKING:
     from vlm_occ.language.backbones import Backbone
@@ -42,6 +42,16 @@ _FUNCTION = frozenset(
 )
 """Prepositions, auxiliaries, pronouns, conjunctions and adverbs of place, time and degree: a closed class, of
 which no word names a thing."""
+_TOP = {"small": "smallest", "large": "largest"}
+_OPPOSITE = {"nearest": "farthest", "largest": "smallest", "leftmost": "rightmost", "large": "small"}
+_OPPOSITE |= {other: word for word, other in _OPPOSITE.items()}
+_DEGREES = {"most": _TOP, "least": {**_OPPOSITE, **{word: _TOP[_OPPOSITE[word]] for word in _TOP}}}
+"""What adverbs of degree make of adjectives: the most bulky is the largest, the least distant the nearest."""
+_ROLES: dict[str, Role] = {
+    **dict.fromkeys(("on", "along", "across"), "place"),
+    **dict.fromkeys(("at", "in", "off", "to", "by", "from", "near", "beside"), "either"),
+}
+"""What a noun group may stand for behind a preposition; a thing behind all other words."""
 _DETERMINERS = _MANY | {"a", "an", "the", "this", "that", "every", "each", "any", "some"}
 
 
@@ -105,20 +115,34 @@ def _gaps(known: KnownWords, backbone: Backbone, text: str) -> list[_Gap]:
             gaps += _colour_gap(known, tokens[place])
         if words[place - 1] not in _DETERMINERS:
             continue
+        if words[place - 1] == "that" and place > 1 and _describes(known, words[place - 2], parts):
+            continue
         end = place
         while end < len(words) and (
             unknown[end]
             or words[end] in parts
+            or re.match("left|right", words[end])
             or (words[end] == "of" and unknown[end - 1] and end + 1 < len(words) and unknown[end + 1])
         ):
+            if unknown[end] and words[end].endswith("ing") and words[end - 1] in known.nouns.parts:
+                break  # `the bus bearing down on us`
             end += 1
-        group = range(place, end)
-        sided = any(re.match("left|right", words[i]) for i in group)
-        if any(unknown[i] for i in group) and not sided:
-            many = words[place - 1] in _MANY or (place > 1 and words[place - 2] in _MANY)
-            gaps += _group_gaps(known, backbone, text, tokens[place:end], unknown[place:end], many=many)
+        sides = [i for i in range(place, end) if re.match("left|right", words[i])]
+        start = sides[-1] + 1 if sides else place  # `the outermost left-hand` stays
+        relates = end + 1 < len(words) and words[end] == "of" and words[end + 1] in fixed
+        if any(unknown[start:end]) and not relates:  # not `in the vicinity of the`
+            before = words[place - 2] if place > 1 else ""
+            many = words[place - 1] in _MANY or before in _MANY
+            role = _ROLES.get(before, "thing")
+            group = slice(start, end)
+            gaps += _group_gaps(known, backbone, text, tokens[group], unknown[group], many=many, role=role)
         place = end + (end < len(words) and words[end] == "that")  # `that` behind a noun is no determiner
     return gaps
+
+
+def _describes(known: KnownWords, word: str, parts: frozenset[str]) -> bool:
+    """Whether `that` behind a word begins a clause, as in `clad in grey that stays put`."""
+    return word in parts or bool(known.colours(word))
 
 
 def _group_gaps(
@@ -129,6 +153,7 @@ def _group_gaps(
     unknown: list[bool],
     *,
     many: bool,
+    role: Role,
 ) -> list[_Gap]:
     """What may stand for the unknown words of one noun group."""
     words = [token.group() for token in tokens]
@@ -140,12 +165,15 @@ def _group_gaps(
         for i in shades
     ]
     odd = [i for i in odd if i not in shades]
+    for i in (i for i in before if words[i].lower() in _DEGREES and i + 1 in odd):
+        options = _graded(known.describe(backbone, [words[i + 1]])[0], words[i].lower())
+        gaps.append(_gap(tokens[i].start(), tokens[i + 1].end(), words[i], options, many=False))
+        odd = [j for j in odd if j not in (i, i + 1)]
     single_words = [_singular(words[i]) for i in odd]
     kinds = dict(zip(odd, known.kinds_of(backbone, single_words), strict=True))
     named = [i for i in before if i in odd and known.colours(words[i])]
     kinds.update(dict.fromkeys(named, "adjective"))  # `the teal van`; `the teal` alone is a bird
-    others = (i for i in odd if kinds[i] == "other" and i > 0)
-    end = next(others, len(words))  # `alongside` begins what follows
+    end = next((i for i in odd if kinds[i] == "other" and _ends_before(known, words, kinds, i)), len(words))
     odd = [i for i in odd if i < end]
     if not odd:
         return gaps
@@ -169,9 +197,24 @@ def _group_gaps(
         start, end = tokens[first].start(), tokens[end - 1].end()
         phrase = text[start:end]
         single = _singular(phrase)
-        options = known.name(backbone, [single])[0]
+        options = known.name(backbone, [single], role=role)[0]
         gaps.append(_gap(start, end, phrase, options, many=many or single != phrase))
     return sorted(gaps, key=lambda gap: gap.start)
+
+
+def _graded(meanings: Sequence[Meaning], degree: str) -> list[Meaning]:
+    """An adjective's meanings behind `most` or `least`, which turn it into a superlative or that around."""
+    graded = [_DEGREES[degree].get(meaning.wording.singular) for meaning in meanings]
+    return [
+        replace(meaning, wording=Wording(word, word)) if word else meaning
+        for meaning, word in zip(meanings, graded, strict=True)
+    ]
+
+
+def _ends_before(known: KnownWords, words: list[str], kinds: dict[int, Kind], i: int) -> bool:
+    """Whether a noun stands before word i, where its group may end: `the lorry` of `the lorry alongside`."""
+    nouns = (kinds.get(j) == "noun" or words[j].lower() in known.nouns.parts for j in range(i))
+    return any(nouns) and words[i - 1] != "of"
 
 
 def _colour_gap(known: KnownWords, token: re.Match[str]) -> list[_Gap]:

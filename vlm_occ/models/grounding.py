@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import cast, overload
 
 import torch
@@ -19,7 +19,7 @@ from vlm_occ.language.backbones import Backbone
 from vlm_occ.language.counts import presupposes, stated_count
 from vlm_occ.language.known_words import KnownWords
 from vlm_occ.language.prefixes import PrefixState
-from vlm_occ.language.rewording import readings
+from vlm_occ.language.rewording import Reading, readings
 from vlm_occ.models.decoding import best_overlap, chosen_rows, object_masks
 from vlm_occ.models.describe import describe
 from vlm_occ.types import GroundedObject, GroundingResult, SceneState
@@ -34,6 +34,15 @@ def check_groundable(state: SceneState) -> None:
             "is cameras of known calibration and poses (a keyframe folder or nuscenes:ROOT:TOKEN); use ask "
             "or locate"
         )
+
+
+@dataclass(frozen=True)
+class Understood:
+    """Q queries as they were read in a scene of N voxel tokens."""
+
+    texts: list[str]
+    states: QueryStates
+    scores: Tensor  # in (0, 1), [Q, N]: of every token
 
 
 class GroundingAnswers:
@@ -65,36 +74,40 @@ class GroundingAnswers:
         box.
         """
         queries = [check_query(text) for text in ([query] if isinstance(query, str) else query)]
-        understood = self.understood(state, queries)
-        asked = self.query_states(state, understood)
-        scores = self.state_scores(state, asked)
+        heard = self.understood(state, queries)
         results = [
             replace(
                 self.answer(state, text, ground, row, self.chosen_tokens(row, text), refine=refine),
                 read_as=read,
             )
-            for text, read, ground, row in zip(queries, understood, asked.ground, scores, strict=True)
+            for text, read, ground, row in zip(
+                queries, heard.texts, heard.states.ground, heard.scores, strict=True
+            )
         ]
         return results[0] if isinstance(query, str) else results
 
     @torch.no_grad()
-    def understood(self, state: SceneState, queries: Sequence[str]) -> list[str]:
+    def understood(self, state: SceneState, queries: Sequence[str]) -> Understood:
         """Queries in words that training knew; as they are where all words are known, or none are kept.
 
         Of several readings the one whose share of the belief times its best score in this scene is greatest:
-        what is there tells what was meant.
+        what is there tells what was meant. All of them run together.
         """
-        if self.known is None:
-            return list(queries)
-        options = [readings(self.known, self.backbone, text) for text in queries]
-        doubtful = [(row, reading) for row, own in enumerate(options) if len(own) > 1 for reading in own]
-        chosen, worth = [own[0].text for own in options], [0.0] * len(options)
-        if doubtful and len(state.token_boxes):
-            best = self.token_scores(state, [reading.text for _, reading in doubtful]).amax(1).tolist()
-            for (row, reading), score in zip(doubtful, best, strict=True):
-                if reading.share * score > worth[row]:
-                    chosen[row], worth[row] = reading.text, reading.share * score
-        return chosen
+        known = self.known
+        options = [
+            [Reading(text, 1.0)] if known is None else readings(known, self.backbone, text)
+            for text in queries
+        ]
+        texts = [reading.text for own in options for reading in own]
+        states = self.query_states(state, texts)
+        scores = self.state_scores(state, states)
+        worth = scores.amax(1).tolist() if scores.shape[1] else [0.0] * len(texts)
+        chosen, start = [], 0
+        for own in options:
+            values = [reading.share * worth[start + i] for i, reading in enumerate(own)]
+            chosen.append(start + values.index(max(values)))
+            start += len(own)
+        return Understood([texts[row] for row in chosen], states.rows(chosen), scores[chosen])
 
     @torch.no_grad()
     def token_scores(self, state: SceneState, queries: Sequence[str]) -> Tensor:
