@@ -145,7 +145,23 @@ def test_readings_are_few_and_the_likeliest_first(known: Dictionary, backbone: B
     found = readings(known, backbone, " near ".join(["the digger"] * 12))
     assert len(found) == 6
     assert [r.share for r in found] == sorted((r.share for r in found), reverse=True)
-    assert found[0].share == pytest.approx(0.75**12)
+    assert found[0].share == pytest.approx((2 / 3) ** 12)  # 0.6 of 0.6, 0.2 and 0.1 for any object
+
+
+@pytest.mark.parametrize(("text", "last"), [("the digger", "the object"), ("a digger", "a car")])
+def test_what_is_surely_there_may_be_any_object(
+    known: Dictionary, backbone: Backbone, text: str, last: str
+) -> None:
+    found = [reading.text for reading in readings(known, backbone, text)]
+    assert found[-1] == last and len(found) == 2 + (text == "the digger")
+
+
+def test_any_object_keeps_the_share_that_it_has(known: Dictionary) -> None:
+    rows = known.nouns.by_phrase
+    meanings = [Meaning(rows["object"], 0.7), Meaning(rows["car"], 0.2)]
+    assert known.or_anything(meanings) == [meanings[1], meanings[0]]
+    assert known.or_anything(meanings[1:])[1] == Meaning(rows["object"], known_words.LEAST)
+    assert known.or_anything([]) == [Meaning(rows["object"], known_words.LEAST)]
 
 
 def test_other_names_are_those_of_each_sense() -> None:
@@ -280,7 +296,7 @@ def test_the_scene_decides_among_the_readings(
         monkeypatch.setattr(model, "query_states", states)
         monkeypatch.setattr(model, "state_scores", scores)
         heard = model.understood(state, [text, "the bus"])
-        assert heard.texts == [expected, "the bus"] and asked[-1] == "the bus" and len(asked) == 3
+        assert heard.texts == [expected, "the bus"] and asked[-2:] == ["the object ahead", "the bus"]
         torch.testing.assert_close(heard.scores, torch.tensor([[0.1, 0.9], [0.1, 0.0]]))
         alone = real(state, heard.texts)
         torch.testing.assert_close(heard.states.ground, alone.ground, atol=1e-5, rtol=1e-5)

@@ -41,6 +41,9 @@ SHARPNESS, SURPRISE = 10.0, 0.05
 """Of the softmax over similarities that makes them shares, and how much a nat of surprise counts beside
 them: the likeliest shares of the training nouns, each left out in turn."""
 RIDGE = 0.3
+
+ANYTHING, LEAST = "object", 0.1
+"""The known noun that fits everything, and its share of the belief where something is surely there."""
 MOST_READ = 10_000
 """Phrases that are remembered before all are forgotten."""
 Kind = Literal["noun", "adjective", "other"]
@@ -148,6 +151,15 @@ class KnownWords:
             phrases,
             lambda some: self.nouns.nearest(backbone, NOUN, [named_ways(noun) for noun in some], most, role),
         )
+
+    def or_anything(self, meanings: Sequence[Meaning]) -> list[Meaning]:
+        """Meanings of a noun that surely stands for something: for any object, if for none of them."""
+        anything = self.nouns.by_phrase.get(ANYTHING)
+        if anything is None:
+            return list(meanings)
+        own = [meaning for meaning in meanings if meaning.wording.singular == anything.singular]
+        others = [meaning for meaning in meanings if meaning not in own]
+        return [*others, Meaning(anything, max([LEAST, *(meaning.share for meaning in own)]))]
 
     @torch.no_grad()
     def describe(self, backbone: Backbone, words: Sequence[str], *, most: int = 2) -> Meanings:

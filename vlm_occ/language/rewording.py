@@ -49,10 +49,11 @@ _DEGREES = {"most": _TOP, "least": {**_OPPOSITE, **{word: _TOP[_OPPOSITE[word]] 
 """What adverbs of degree make of adjectives: the most bulky is the largest, the least distant the nearest."""
 _ROLES: dict[str, Role] = {
     **dict.fromkeys(("on", "along", "across"), "place"),
-    **dict.fromkeys(("at", "in", "off", "to", "by", "from", "near", "beside"), "either"),
+    **dict.fromkeys(("at", "in", "off", "to", "by", "from"), "either"),
 }
 """What a noun group may stand for behind a preposition; a thing behind all other words."""
-_DETERMINERS = _MANY | {"a", "an", "the", "this", "that", "every", "each", "any", "some"}
+_INDEFINITE = {"a", "an", "any", "some"}
+_DETERMINERS = _MANY | _INDEFINITE | {"the", "this", "that", "every", "each"}
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,10 @@ def _gaps(known: KnownWords, backbone: Backbone, text: str) -> list[_Gap]:
             many = words[place - 1] in _MANY or before in _MANY
             role = _ROLES.get(before, "thing")
             group = slice(start, end)
-            gaps += _group_gaps(known, backbone, text, tokens[group], unknown[group], many=many, role=role)
+            sure = role != "place" and words[place - 1] not in _INDEFINITE
+            gaps += _group_gaps(
+                known, backbone, text, tokens[group], unknown[group], many=many, role=role, sure=sure
+            )
         place = end + (end < len(words) and words[end] == "that")  # `that` behind a noun is no determiner
     return gaps
 
@@ -154,6 +158,7 @@ def _group_gaps(
     *,
     many: bool,
     role: Role,
+    sure: bool,
 ) -> list[_Gap]:
     """What may stand for the unknown words of one noun group."""
     words = [token.group() for token in tokens]
@@ -198,6 +203,8 @@ def _group_gaps(
         phrase = text[start:end]
         single = _singular(phrase)
         options = known.name(backbone, [single], role=role)[0]
+        if sure:
+            options = known.or_anything(options)
         gaps.append(_gap(start, end, phrase, options, many=many or single != phrase))
     return sorted(gaps, key=lambda gap: gap.start)
 
