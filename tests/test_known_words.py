@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -172,6 +173,20 @@ def test_other_names_are_those_of_each_sense() -> None:
     assert all(
         0 < len(names) <= 3 for noun in ("coach", "car", "crane", "person") for names in other_names(noun)
     )
+
+
+def test_synonyms_are_read_from_the_files_of_wordnet(tmp_path: Path) -> None:
+    script = Path(__file__).resolve().parents[1] / "scripts" / "make_synonyms.py"
+    lines = (
+        "  1 This software and database",  # the licence
+        "03001 06 n 03 tow_truck 0 wrecker 1 Abschlepper 0 001 @ 03002 n 0000 | a truck that hauls",
+        "03002 06 n 01 lone_thing 0 000 | alone",
+        "03003 04 n 02 hauling 0 towing 0 000 | an act",
+        "03004 05 n 0a a 0 b 0 c 0 d 0 e 0 f 0 g 0 h 0 i 0 j 0 000 | ten: the count is hexadecimal",
+    )
+    (tmp_path / "data.noun").write_text("\n".join(lines) + "\n")
+    found = runpy.run_path(str(script))["synonym_sets"](tmp_path / "data.noun")
+    assert found == ["tow truck|wrecker", "a|b|c|d|e|f|g|h|i|j"]
 
 
 def test_a_noun_is_asked_about_by_itself_and_by_each_sense() -> None:
