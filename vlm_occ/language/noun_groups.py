@@ -1,0 +1,132 @@
+"""Where a sentence speaks of things and places: its noun groups, and which of their words training never saw.
+
+A group is what follows `the`, `a`, `all`, ... up to a word that can't be part of it. A side (`the left-hand`)
+stays as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from vlm_occ.language.known_words import KnownWords, Role
+from vlm_occ.types import NUMBER_WORDS, WORD
+
+_TOKEN = re.compile(rf"\d+(?:\.\d+)?|{WORD}|[^\w\s]")
+_MANY = {*NUMBER_WORDS[2:], "all", "both", "these", "those"}
+FUNCTION = frozenset(
+    re.findall(
+        r"[a-z]+",
+        """
+    aboard about above across after against ahead along alongside amid among around aside astride at atop away
+    before behind below beneath beside besides between beyond by despite down for from in inside into near of
+    off on onto opposite out outside over past per round since through throughout till to together toward
+    towards under underneath until up upon via with within without
+    am are be been being can could did do does done had has have is may might must shall should was were will
+    would he her hers him his i it its me mine our ours she their theirs them they us we who whom whose which
+    you your yours and but nor or so than then though although as if when where while whereas because not also
+    just only very too quite rather almost nearly here there somewhere anywhere
+    everywhere now soon still yet again once
+    """,
+    )
+)
+"""Prepositions, auxiliaries, pronouns, conjunctions and adverbs of place, time and degree: a closed class, of
+which no word names a thing."""
+_ROLES: dict[str, Role] = {
+    **dict.fromkeys(("on", "along", "across"), "place"),
+    **dict.fromkeys(("at", "in", "off", "to", "by", "from"), "either"),
+}
+"""What a noun group may stand for behind a preposition; a thing behind all other words."""
+_INDEFINITE = {"a", "an", "any", "some"}
+DETERMINERS = _MANY | _INDEFINITE | {"the", "this", "that", "every", "each"}
+
+
+@dataclass(frozen=True)
+class NounGroup:
+    """Words of a noun group behind its determiner, one or more of them unknown.
+
+    `many`: its determiner is one of several things; `sure`: what it means is there, as `the` says, not `a`.
+    """
+
+    tokens: list[re.Match[str]]
+    unknown: list[bool]
+    many: bool
+    role: Role
+    sure: bool
+
+    @property
+    def words(self) -> list[str]:
+        """The words as they are written."""
+        return [token.group() for token in self.tokens]
+
+
+@dataclass(frozen=True)
+class _Words:
+    """The words of a sentence in lower case."""
+
+    known: KnownWords
+    tokens: list[re.Match[str]]
+    words: list[str]
+    unknown: list[bool]
+    parts: frozenset[str]  # known words that a group may hold
+
+    def end_of_group(self, start: int) -> int:
+        """The first word from `start` on that is no part of the group that begins there."""
+        words, end = self.words, start
+        while end < len(words) and self._in_group(end):
+            if self.unknown[end] and words[end].endswith("ing") and words[end - 1] in self.known.nouns.parts:
+                break  # `the bus bearing down on us`
+            end += 1
+        return end
+
+    def _in_group(self, place: int) -> bool:
+        if self.unknown[place] or self.words[place] in self.parts or _is_side(self.words[place]):
+            return True
+        joins = self.words[place] == "of" and self.unknown[place - 1]
+        return joins and place + 1 < len(self.words) and self.unknown[place + 1]
+
+    def begins_clause(self, place: int) -> bool:
+        """Whether `that` stands behind a noun or a colour, as in `clad in grey that stays put`."""
+        if self.words[place] != "that" or place == 0:
+            return False
+        before = self.words[place - 1]
+        return before in self.parts or bool(self.known.colours(before))
+
+
+def noun_groups(known: KnownWords, text: str) -> list[NounGroup]:
+    """The noun groups of a sentence that have unknown words."""
+    row, groups, place = _words(known, text), list[NounGroup](), 0
+    words, fixed = row.words, FUNCTION | DETERMINERS
+    while place < len(words):
+        place += 1
+        if words[place - 1] not in DETERMINERS or row.begins_clause(place - 1):
+            continue
+        end = row.end_of_group(place)
+        sides = [i for i in range(place, end) if _is_side(words[i])]
+        start = sides[-1] + 1 if sides else place
+        relates = end + 1 < len(words) and words[end] == "of" and words[end + 1] in fixed
+        if any(row.unknown[start:end]) and not relates:  # not `in the vicinity of the`
+            before = words[place - 2] if place > 1 else ""
+            many = words[place - 1] in _MANY or before in _MANY
+            role = _ROLES.get(before, "thing")
+            sure = role != "place" and words[place - 1] not in _INDEFINITE
+            groups.append(NounGroup(row.tokens[start:end], row.unknown[start:end], many, role, sure))
+        place = end + (end < len(words) and words[end] == "that")  # `that` behind a noun is no determiner
+    return groups
+
+
+def words_behind_in(known: KnownWords, text: str) -> list[re.Match[str]]:
+    """Unknown words right behind `in`: `dressed in crimson`."""
+    row = _words(known, text)
+    return [row.tokens[i] for i in range(1, len(row.words)) if row.words[i - 1] == "in" and row.unknown[i]]
+
+
+def _words(known: KnownWords, text: str) -> _Words:
+    tokens = list(_TOKEN.finditer(text))
+    words, fixed = [token.group().lower() for token in tokens], FUNCTION | DETERMINERS
+    unknown = [word[0].isalpha() and word not in known and word not in fixed for word in words]
+    return _Words(known, tokens, words, unknown, (known.nouns.parts | known.adjectives.parts) - fixed)
+
+
+def _is_side(word: str) -> bool:
+    return re.match("left|right", word) is not None
