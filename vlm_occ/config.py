@@ -182,9 +182,7 @@ class DataConfig:
     augment: bool = True
     drop_sensor: float = 0.15  # chance that the LiDAR or the cameras of a scene are left out
     drop_vlm_frames: float = 0.0  # chance that the VLM sees no images in a step (stage "grounding")
-    drop_words: float = (
-        0.0  # share of a sentence's words that the heads know by the language model's state alone
-    )
+    drop_words: float = 0.0  # share of the words that the heads know by their states alone
     label_tokens: float = 1.0  # share of the scenes whose tokens are made of labels (stage "pointer")
     workers: int = 0
 

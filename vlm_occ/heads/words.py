@@ -64,9 +64,8 @@ class WordEncoder(nn.Module):
     """Words in the heads' width, each knowing its neighbours.
 
     States and embeddings of the language model are normalised apart, since states are about twenty times as
-    large. States start without effect: stage "pointer" trains on embeddings alone. A word that training never
-    saw has an embedding that means nothing to the heads, so its row of embeddings is zero, and in training
-    those of `drop` of the words are: see `left_out`.
+    large. States start without effect: stage "pointer" trains on embeddings alone. In training the
+    embeddings of `drop` of the words are left out, so that their states have to say what they mean.
     """
 
     drop: float = 0.0

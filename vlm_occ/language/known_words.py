@@ -41,7 +41,6 @@ SHARPNESS, SURPRISE = 10.0, 0.05
 """Of the softmax over similarities that makes them shares, and how much a nat of surprise counts beside
 them: the likeliest shares of the training nouns, each left out in turn."""
 RIDGE = 0.3
-
 ANYTHING, LEAST = "object", 0.1
 """The known noun that fits everything, and its share of the belief where something is surely there."""
 MOST_READ = 10_000
