@@ -22,9 +22,19 @@ from vlm_occ.heads.words import QueryStates
 from vlm_occ.language import known_words
 from vlm_occ.language.backbones import Backbone
 from vlm_occ.language.colour_names import basic_colours, lab
-from vlm_occ.language.known_words import Bank, Kind, KnownWords, Meaning, Role, measure_words, named_ways
+from vlm_occ.language.known_words import (
+    SAME,
+    Bank,
+    Kind,
+    KnownWords,
+    Meaning,
+    Role,
+    Way,
+    measure_words,
+    named_ways,
+)
 from vlm_occ.language.loading import load_backbone
-from vlm_occ.language.rewording import plain, readings
+from vlm_occ.language.rewording import asked_plainly, plain, readings
 from vlm_occ.language.thesaurus import other_names
 from vlm_occ.models.adapter import VLMOcc
 from vlm_occ.types import Wording
@@ -66,7 +76,7 @@ class Dictionary(KnownWords):
         """From the table; what ends in -side is no part of a noun phrase."""
         return [
             "adjective"
-            if word in {"crimson", "azure", "clad", "purple", "light", "distant", "bulky"}
+            if word in {"crimson", "azure", "clad", "purple", "light", "distant", "bulky", "adjacent"}
             else "other"
             if word.endswith("side")
             else "noun"
@@ -112,6 +122,11 @@ def test_sentences_of_the_training_lexicon_stay_as_they_are(known: Dictionary, b
         ("the lorry inside a 20 metre radius", "the truck inside a 20 metre radius"),
         ("the lorry clad in crimson", "the truck clad in red"),
         ("the car clad in black", "the car clad in black"),
+        ("the digger adjacent to the lorry", "the excavator adjacent to the truck"),
+        ("the bus adjacent to the lorry", "the bus adjacent to the truck"),
+        ("the bus adjacent to the verge", "the bus adjacent to the object"),  # a thing, not a place
+        ("the bus off to the verge", "the bus off to the pavement"),
+        ("the digger distant of us", "the excavator distant of us"),
         ("hand us this lorry", "hand us this truck"),
         ("the light blue lorry", "the blue truck"),
         ("the dark red bus", "the red bus"),
@@ -140,6 +155,24 @@ def test_sentences_of_the_training_lexicon_stay_as_they_are(known: Dictionary, b
 )
 def test_noun_phrases_are_reworded(known: Dictionary, backbone: Backbone, text: str, read: str) -> None:
     assert plain(known, backbone, text) == read
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [
+        ("Kindly indicate the digger on the left.", "find the digger on the left."),
+        ("sit to the rear of the digger", "find the digger"),
+        ("pinpoint all of the cars", "find all of the cars"),
+        ("allow ample room to the large van in front of us", "find the large van in front of us"),
+        ("pinpoint a digger, if present", "is there a digger, if present"),
+        ("swing left upon clearing this van", "find this van"),
+        ("find the digger", "find the digger"),
+        ("the charabanc to the rear of the van", "the charabanc to the rear of the van"),
+        ("pinpoint", "pinpoint"),
+    ],
+)
+def test_a_request_in_unknown_words_is_put_in_known_ones(known: Dictionary, text: str, asked: str) -> None:
+    assert asked_plainly(known, text) == asked
 
 
 def test_readings_are_few_and_the_likeliest_first(known: Dictionary, backbone: Backbone) -> None:
@@ -190,8 +223,10 @@ def test_synonyms_are_read_from_the_files_of_wordnet(tmp_path: Path) -> None:
 
 
 def test_a_noun_is_asked_about_by_itself_and_by_each_sense() -> None:
-    assert named_ways("bowser") == ["bowser"]
-    assert named_ways("digger") == ["digger", "digger, or a power shovel, or an excavator, or a shovel"]
+    assert named_ways("bowser") == [Way("bowser")]
+    names = ("power shovel", "excavator", "shovel")
+    named = "digger, or a power shovel, or an excavator, or a shovel"
+    assert named_ways("digger") == [Way("digger"), Way(named, names)]
 
 
 def test_a_noun_is_as_near_to_a_meaning_as_the_nearest_of_its_ways(
@@ -212,11 +247,11 @@ def test_a_noun_is_as_near_to_a_meaning_as_the_nearest_of_its_ways(
             torch.zeros(len(ways), 3),
         ),
     )
-    ways = [["coach", "coach, or a bus"], ["digger"]]
+    ways = [[Way("coach"), Way("coach, or a bus", ("bus",))], [Way("digger")]]
     coach, digger = bank.nearest(backbone, "{}", ways, 3)
     assert [m.wording.phrase for m in coach] == ["bus", "dog", "excavator"]
     assert coach[0].share == pytest.approx(
-        float((10 * torch.tensor([1.0, 0.9 / 0.82**0.5, 0.1 / 0.82**0.5])).softmax(0)[0])
+        float((10 * torch.tensor([1.0 + SAME, 0.9 / 0.82**0.5, 0.1 / 0.82**0.5])).softmax(0)[0])
     )
     assert digger[0].wording.phrase == "excavator"
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm_occ.config import RefinerConfig
+from vlm_occ.encoders.painted import AROUND
 from vlm_occ.encoders.refine import (
     CHANNELS,
     CODE_CHANNELS,
@@ -197,8 +198,22 @@ def test_the_places_lie_on_the_faces(beyond: bool) -> None:
     assert torch.cdist(turned, places).amin(1).max() < 1e-3
 
 
+def test_points_have_the_colours_that_cameras_see_there() -> None:
+    points = torch.tensor([[3.0, 1, 1, 0.5, 0], [4, 1, 0.05, 0.5, 0], [-3, 1, 1, 0.5, 0]])
+
+    def look(places: Tensor) -> tuple[Tensor, Tensor]:  # what lies behind is seen by no camera
+        return places / 10, (places[:, 0] > 0).float()
+
+    painted = BoxRefiner(4).painted(points, look)
+    assert len(painted) == 2 and torch.equal(painted[:, :5], points[[0, 2]])  # the road left out
+    torch.testing.assert_close(painted[0, 5:], torch.tensor([-0.2, -0.4, -0.4, 1.0]))
+    assert (painted[1, 5:] == 0).all()
+    plain = BoxRefiner(4, RefinerConfig(painted=False))
+    assert plain.painted(points, look) is points
+
+
 def test_a_smaller_refiner_is_told_less_and_looks_less_often() -> None:
-    config = RefinerConfig(2, 40, (8, 12), False, (3, 2), (4, 2), False)
+    config = RefinerConfig(2, 40, (8, 12), False, (3, 2), (4, 2), False, False)
     refiner, boxes = BoxRefiner(4, config).eval(), boxes_at_random(3)
     contents = refiner.contents(boxes, torch.zeros(3, 6), torch.zeros(0, 5), lambda p: (p * 0, p[:, 0]))
     assert contents.points.shape == (3, 40, 5) and contents.pixels.shape == (3, 2 * 6 + 3 * 8, 4)
@@ -220,11 +235,11 @@ def test_the_refiner_looks_where_the_box_is() -> None:
     candidates = Candidates(torch.zeros(3, 2, dtype=torch.long), torch.ones(3), boxes, torch.zeros(3, 2))
     found, looks = refiner.refine(candidates, torch.randn(3, 4), torch.zeros(0, 5), look)
     torch.testing.assert_close(found.box[:, :6], boxes[:, :6])  # it starts as the identity
-    assert len(looks) == len(asked) == RefinerConfig().passes
+    assert len(looks) == len(asked) - 1 == RefinerConfig().passes  # first the points are painted
     wider = boxes.clone()
-    wider[:, 3:6] *= 1.5
+    wider[:, 3:6] = wider[:, 3:6] * 1.5 + 2 * AROUND
     corners = box_corners(wider)
-    for n, places in enumerate(asked[0].unflatten(0, (3, -1))):
+    for n, places in enumerate(asked[1].unflatten(0, (3, -1))):
         low, high = corners[n].amin(0), corners[n].amax(0)
         assert ((places > low - 1e-3) & (places < high + 1e-3)).all()
     nothing = Candidates(
@@ -250,9 +265,9 @@ def test_what_it_says_turns_with_the_scene_but_for_what_is_known_of_place() -> N
     seen = []
     for box, cloud in ((boxes, points), (moved, other)):
         contents = refiner.contents(box, torch.zeros(2, 6), torch.zeros(0, 5), look)
-        own = cloud.expand(2, -1, -1)
+        own = refiner.painted(cloud, look).expand(2, -1, -1)
         contents = type(contents)(
-            box, own, torch.ones(2, 50, dtype=torch.bool), contents.pixels, contents.known
+            box, own, torch.ones(own.shape[:2], dtype=torch.bool), contents.pixels, contents.known
         )
         seen.append(refiner._local_points(contents)[0])
     torch.testing.assert_close(seen[0], seen[1], atol=1e-4, rtol=1e-4)
@@ -275,7 +290,8 @@ def test_it_learns_to_undo_an_offset_that_the_points_show() -> None:
     losses = []
     for step in range(60):
         start = shaken(truth, step)
-        said = refiner(refiner.contents(start, torch.zeros(24, 6), points, look))
+        seen = refiner.painted(points, look)
+        said = refiner(refiner.contents(start, torch.zeros(24, 6), seen, look))
         loss = refine_loss(
             said.raw,
             said.boxes,

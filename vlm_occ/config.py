@@ -25,6 +25,7 @@ class RefinerConfig:
     end_pixels: tuple[int, int] = (12, 5)  # across and up the front and the rear
     side_pixels: tuple[int, int] = (20, 4)  # along and up a side, along and across the top
     beyond: bool = True  # pixels reach beyond the box's edges
+    painted: bool = True  # points have the colours that cameras see there; the road around is looked at
 
 
 @dataclass(frozen=True)

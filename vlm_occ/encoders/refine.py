@@ -3,6 +3,7 @@
 The bird's-eye view finds objects; where their ends are, which end is the front and whether they move is seen
 in the points and pixels themselves, as in the second stages of PointRCNN (Shi et al. 2019) and CenterPoint
 (Yin et al. 2021). The same small network looks several times: at the found box, then at what it made of it.
+Points are painted (`encoders.painted`), and how bright the road around a box is tells the light.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vlm_occ.config import RefinerConfig
+from vlm_occ.encoders.painted import PAINT, ROAD, PaintReader, paint, painted_bands, road_places
 from vlm_occ.encoders.voxel_tokens import Candidates
 from vlm_occ.geometry import adjusted, from_box_axes, rotation_z, wrap_angle
 from vlm_occ.types import COLOURS, TALK2OCC_CLASSES
@@ -40,9 +43,9 @@ class BoxContents:
     """What N boxes hold, in ego coordinates: independent of the boxes' headings but for the pixels."""
 
     boxes: Tensor  # [N, 7]
-    points: Tensor  # [N, P, 5] x, y, z (ego), intensity, age
+    points: Tensor  # [N, P, 5] x, y, z (ego), intensity, age; [N, P, 9] if painted: as `pixels` besides
     real: Tensor  # bool [N, P]: rows that are points
-    pixels: Tensor  # [N, Q, 4], Q of `face_places`: colours in 0..1 - 0.5 and whether a camera sees the place
+    pixels: Tensor  # [N, Q, 4] of Q places: colours in 0..1 - 0.5 and whether a camera sees the place
     known: Tensor  # [N, C + 2]: bird's-eye features, velocity x, y (m/s)
 
 
@@ -91,8 +94,8 @@ def face_places(config: RefinerConfig) -> Tensor:
 
 
 def points_of(points: Tensor, boxes: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Points in and around each box: [N, most, 5] of points [M, 5], and which rows are some (bool)."""
-    own = points.new_zeros(len(boxes), most, 5)
+    """Points in and around each box: [N, most, C] of points [M, C], and which rows are some (bool)."""
+    own = points.new_zeros(len(boxes), most, points.shape[1])
     real = torch.zeros(len(boxes), most, dtype=torch.bool, device=points.device)
     points = points[points[:, 2] > GROUND]
     if not len(points) or not len(boxes):
@@ -119,7 +122,8 @@ class BoxRefiner(nn.Module):
         super().__init__()
         self.config = config or RefinerConfig()
         hidden, encoded = self.config.point_widths
-        channels = 11 + (3 + 6 * len(WAVES)) * self.config.fine
+        painted = self.config.painted
+        channels = 11 + (3 + 6 * len(WAVES)) * self.config.fine + PAINT * painted
         self.points = nn.Sequential(nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, encoded))
         self.own = nn.Linear(encoded, encoded, bias=False)
         self.shared = nn.Linear(2 * encoded, encoded)
@@ -132,7 +136,8 @@ class BoxRefiner(nn.Module):
         self.norm = nn.LayerNorm(birds_eye)
         self.known = nn.Linear(birds_eye + _GEOMETRY, _KNOWN)
         joint = 2 * encoded + _SEEN + _KNOWN
-        self.joint = nn.Sequential(nn.LayerNorm(joint), nn.Linear(joint, CODE_CHANNELS), nn.GELU())
+        self.joint = nn.Sequential(nn.LayerNorm(joint), nn.Linear(joint, CODE_CHANNELS))
+        self.paint = PaintReader(CODE_CHANNELS) if painted else None
         self.middle = nn.Sequential(nn.Linear(CODE_CHANNELS, CODE_CHANNELS), nn.GELU())
         self.out = nn.Linear(CODE_CHANNELS, CHANNELS)
         self.label = nn.Linear(CODE_CHANNELS, len(TALK2OCC_CLASSES))
@@ -140,15 +145,25 @@ class BoxRefiner(nn.Module):
         for said in (self.out, self.label, self.colour):
             nn.init.zeros_(said.weight)
             nn.init.zeros_(said.bias)
-        self.register_buffer("places", face_places(self.config), persistent=False)
+        faces, (feet, beyond) = face_places(self.config), road_places()
+        places = torch.cat([faces, feet]) if painted else faces
+        metres = torch.cat([torch.zeros_like(faces), beyond]) if painted else torch.zeros_like(faces)
+        self.register_buffer("places", places, persistent=False)
+        self.register_buffer("beyond", metres, persistent=False)
         self.shakes = False  # in training boxes are shaken before a look; not where heads read what comes out
 
     def forward(self, contents: BoxContents) -> Refinement:
         """One look."""
         boxes = contents.boxes
         local, present = self._local_points(contents)
-        parts = [self._pooled(local, present), self._faces(contents.pixels), self._known(contents)]
-        code = self.middle(self.joint(torch.cat(parts, dim=-1)))
+        faces, road = contents.pixels.split([sum(self.faces), 4 * ROAD * self.config.painted], dim=1)
+        parts = [self._pooled(local, present), self._faces(faces), self._known(contents)]
+        code = self.joint(torch.cat(parts, dim=-1))
+        if self.paint is not None:
+            now = contents.real & (contents.points[..., 4].abs() < 1e-3)
+            bands = painted_bands(2 * local[..., :3], local[..., -PAINT:], now, boxes[:, 3:6])
+            code = code + self.paint(bands, road, boxes)
+        code = self.middle(functional.gelu(code))
         outputs = (self.out(code), code, self.label(code), self.colour(code))
         return Refinement(boxes, *(output.float() for output in outputs))
 
@@ -163,7 +178,7 @@ class BoxRefiner(nn.Module):
             angles = local[..., None] * (2 * math.pi / local.new_tensor(WAVES))  # [N, P, 3, W]
             waves = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(2)
             own += [(local.abs() - half).clamp(-2, 2), waves]
-        own += [points[..., 3:4], age * 2, points[..., 2:3] / 2, flat * age]
+        own += [points[..., 3:4], age * 2, points[..., 2:3] / 2, flat * age, points[..., 5:]]
         present = contents.real[..., None].float()
         return torch.cat(own, dim=-1) * present, present
 
@@ -205,6 +220,7 @@ class BoxRefiner(nn.Module):
         in 0..1 and how many cameras see each [P]. Without a candidate there is nothing to say.
         """
         known = torch.cat([birds_eye.detach().float(), candidates.velocity.detach().float()], dim=-1)
+        points = self.painted(points, look)
         boxes, said = candidates.box.detach().float(), []
         for look_number in range(self.config.passes if len(boxes) else 0):
             if self.shakes and self.training:
@@ -216,6 +232,13 @@ class BoxRefiner(nn.Module):
         last = said[-1]
         return replace(candidates, box=last.refined(), velocity=last.velocity()), tuple(said)
 
+    def painted(self, points: Tensor, look: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+        """Points [M, 5] above the road with what cameras see there [M', 9]; as they are if it reads none."""
+        if not self.config.painted:
+            return points
+        points = points[points[:, 2] > GROUND]
+        return torch.cat([points, paint(*look(points[:, :3])).to(points)], dim=1)
+
     def contents(
         self,
         boxes: Tensor,
@@ -223,16 +246,12 @@ class BoxRefiner(nn.Module):
         points: Tensor,
         look: Callable[[Tensor], tuple[Tensor, Tensor]],
     ) -> BoxContents:
-        """What boxes [N, 7] hold."""
-        places: Tensor = self.places  # type: ignore[assignment]
-        local = places * boxes[:, None, 3:6]
+        """What boxes [N, 7] hold, of points that are `painted`."""
+        places, beyond = cast(Tensor, self.places), cast(Tensor, self.beyond)
+        local = places * boxes[:, None, 3:6] + beyond
         spots = local @ rotation_z(boxes[:, 6]).transpose(-1, -2) + boxes[:, None, :3]
-        colours, seen = look(spots.flatten(0, 1))
-        visible = seen[:, None] > 0
-        pixels = torch.cat([(colours.float() - 0.5) * visible, visible.float()], dim=-1)
-        return BoxContents(
-            boxes, *points_of(points, boxes, self.config.points), pixels.unflatten(0, spots.shape[:2]), known
-        )
+        pixels = paint(*look(spots.flatten(0, 1))).unflatten(0, spots.shape[:2])
+        return BoxContents(boxes, *points_of(points, boxes, self.config.points), pixels, known)
 
 
 def _pool(values: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:

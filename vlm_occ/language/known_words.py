@@ -40,6 +40,8 @@ the nearest other noun has the same meaning."""
 SHARPNESS, SURPRISE = 10.0, 0.05
 """Of the softmax over similarities that makes them shares, and how much a nat of surprise counts beside
 them: the likeliest shares of the training nouns, each left out in turn."""
+SAME = 0.2
+"""By how much a known noun is nearer that is one of a phrase's other names: chosen likewise."""
 RIDGE = 0.3
 ANYTHING, LEAST = "object", 0.1
 """The known noun that fits everything, and its share of the belief where something is surely there."""
@@ -61,6 +63,14 @@ class Meaning:
 
 
 Meanings = list[list[Meaning]]
+
+
+@dataclass(frozen=True)
+class Way:
+    """What the language model is asked about for a phrase, and the other names that it holds."""
+
+    text: str
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,21 +101,22 @@ class Bank:
         self,
         backbone: Backbone,
         template: str,
-        phrases: Sequence[Sequence[str]],
+        phrases: Sequence[Sequence[Way]],
         most: int,
         role: Role = "either",
     ) -> Meanings:
         """The `most` likeliest meanings of each of n phrases in that role, the likeliest first.
 
         Of a phrase's several wordings, `a digger` and `a digger, or a power shovel`, the one that is nearest
-        to a meaning tells how near the phrase is to it.
+        to a meaning tells how near the phrase is to it. A known noun among a phrase's other names is nearer.
         """
         if not phrases:
             return []
         ways = [way for phrase in phrases for way in phrase]
-        states, likely = _meanings(backbone, template, ways, self.beginnings)
+        states, likely = _meanings(backbone, template, [way.text for way in ways], self.beginnings)
         similarity = functional.normalize(states - self.mean, dim=-1) @ self.directions.T  # [ways, P]
         similarity += SURPRISE * (likely - self.usual)
+        similarity += SAME * torch.tensor([[w.phrase in way.names for w in self.wordings] for way in ways])
         result = []
         for rows in similarity.split([len(phrase) for phrase in phrases]):
             row = rows.amax(0).tolist()
@@ -169,7 +180,9 @@ class KnownWords:
             self._remembered(
                 f"adjective {most}",
                 others,
-                lambda some: self.adjectives.nearest(backbone, ADJECTIVE, [[word] for word in some], most),
+                lambda some: self.adjectives.nearest(
+                    backbone, ADJECTIVE, [[Way(word)] for word in some], most
+                ),
             )
         )
         return [own[:most] or next(nearest) for own in colours]
@@ -268,7 +281,7 @@ def with_article(phrase: str) -> str:
     return f"{'an' if phrase[0].lower() in 'aeio' else 'a'} {phrase}"
 
 
-def named_ways(noun: str) -> list[str]:
+def named_ways(noun: str) -> list[Way]:
     """A noun by itself, and with its other names for each of its senses: `digger, or a power shovel`.
 
     A compound that has none gets those of its last word: `squad auto, or a squad car`.
@@ -277,7 +290,8 @@ def named_ways(noun: str) -> list[str]:
     known = other_names(noun)
     if not known and first and " of " not in noun:
         known = [tuple(f"{first} {name}" for name in names) for names in other_names(last)]
-    return [noun, *(noun + "".join(f", or {with_article(name)}" for name in names) for names in known)]
+    named = [Way(noun + "".join(f", or {with_article(name)}" for name in names), names) for names in known]
+    return [Way(noun), *named]
 
 
 def _plays(wording: Wording, role: Role) -> bool:

@@ -45,7 +45,8 @@ DETERMINERS = _MANY | _INDEFINITE | {"the", "this", "that", "every", "each"}
 class NounGroup:
     """Words of a noun group behind its determiner, one or more of them unknown.
 
-    `many`: its determiner is one of several things; `sure`: what it means is there, as `the` says, not `a`.
+    `many`: its determiner is one of several things; `sure`: what it means is there, as `the` says, not `a`;
+    `to`: that is the word behind it, as in `the lorry adjacent to`.
     """
 
     tokens: list[re.Match[str]]
@@ -53,6 +54,7 @@ class NounGroup:
     many: bool
     role: Role
     sure: bool
+    to: bool
 
     @property
     def words(self) -> list[str]:
@@ -85,6 +87,26 @@ class _Words:
         joins = self.words[place] == "of" and self.unknown[place - 1]
         return joins and place + 1 < len(self.words) and self.unknown[place + 1]
 
+    def relates(self, start: int, end: int) -> bool:
+        """Whether a group only relates to what follows: `in the vicinity of the bus`, `to the rear of us`."""
+        words = self.words
+        if words[end : end + 1] != ["of"] or end + 1 == len(words):
+            return False
+        return words[end + 1] in DETERMINERS or (end == start + 1 and words[end + 1] in FUNCTION)
+
+    def role(self, place: int) -> Role:
+        """What a group may stand for behind word `place` and its determiner.
+
+        `To` and `from` with an adjective or noun before them, `adjacent to the` or `distance from the`, are
+        followed by a thing.
+        """
+        before = self.words[place] if place >= 0 else ""
+        word = self.words[place - 1] if place > 0 else ""
+        joined = before in ("to", "from") and word[:1].isalpha()
+        if joined and word not in FUNCTION and not word.endswith("ing"):
+            return "thing"
+        return _ROLES.get(before, "thing")
+
     def begins_clause(self, place: int) -> bool:
         """Whether `that` stands behind a noun or a colour, as in `clad in grey that stays put`."""
         if self.words[place] != "that" or place == 0:
@@ -96,7 +118,7 @@ class _Words:
 def noun_groups(known: KnownWords, text: str) -> list[NounGroup]:
     """The noun groups of a sentence that have unknown words."""
     row, groups, place = _words(known, text), list[NounGroup](), 0
-    words, fixed = row.words, FUNCTION | DETERMINERS
+    words = row.words
     while place < len(words):
         place += 1
         if words[place - 1] not in DETERMINERS or row.begins_clause(place - 1):
@@ -104,15 +126,34 @@ def noun_groups(known: KnownWords, text: str) -> list[NounGroup]:
         end = row.end_of_group(place)
         sides = [i for i in range(place, end) if _is_side(words[i])]
         start = sides[-1] + 1 if sides else place
-        relates = end + 1 < len(words) and words[end] == "of" and words[end + 1] in fixed
-        if any(row.unknown[start:end]) and not relates:  # not `in the vicinity of the`
+        if any(row.unknown[start:end]) and not row.relates(place, end):
             before = words[place - 2] if place > 1 else ""
             many = words[place - 1] in _MANY or before in _MANY
-            role = _ROLES.get(before, "thing")
+            role = row.role(place - 2)
             sure = role != "place" and words[place - 1] not in _INDEFINITE
-            groups.append(NounGroup(row.tokens[start:end], row.unknown[start:end], many, role, sure))
+            to = words[end : end + 1] == ["to"]
+            groups.append(NounGroup(row.tokens[start:end], row.unknown[start:end], many, role, sure, to))
         place = end + (end < len(words) and words[end] == "that")  # `that` behind a noun is no determiner
     return groups
+
+
+def request(known: KnownWords, text: str) -> tuple[int, bool] | None:
+    """Where the first noun phrase begins that names a thing, if unknown words stand before it, and whether it
+    is indefinite: `kindly indicate | the van`, `grab that gap at the tail of | the van`.
+
+    `the` before a noun that only relates to another, `to the rear of the van`, does not begin one.
+    """
+    row = _words(known, text)
+    words = row.words
+    for place, word in enumerate(words):
+        if word not in DETERMINERS or row.begins_clause(place):
+            continue
+        end = row.end_of_group(place + 1)
+        if word == "the" and row.relates(place + 1, end):
+            continue
+        strange = any(row.unknown[:place])
+        return (row.tokens[place].start(), word in _INDEFINITE) if strange else None
+    return None
 
 
 def words_behind_in(known: KnownWords, text: str) -> list[re.Match[str]]:

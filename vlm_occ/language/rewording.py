@@ -2,7 +2,7 @@
 
 Noun groups are reworded. Of their unknown words those that rather stand before a noun become known adjectives
 each, and from the first of the others on all that is left of the group becomes one known noun. So are colours
-behind `in`. Function words, frames (`pinpoint`) and relations stay.
+behind `in`. Function words and relations stay; what asks for a thing (`pinpoint`) is put in known words.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from vlm_occ.language.colour_names import is_shade
 from vlm_occ.language.known_words import Kind, KnownWords, Meaning
-from vlm_occ.language.noun_groups import NounGroup, noun_groups, words_behind_in
+from vlm_occ.language.noun_groups import NounGroup, noun_groups, request, words_behind_in
 from vlm_occ.types import Wording
 
 if TYPE_CHECKING:
@@ -64,6 +64,18 @@ def readings(known: KnownWords, backbone: Backbone, text: str, *, most: int = RE
     return [Reading(_articles(way.text + text[place:]), way.share) for way in ways]
 
 
+def asked_plainly(known: KnownWords, text: str) -> str:
+    """A sentence that asks for things in unknown words, asking in known ones; what it describes stays.
+
+    `kindly indicate the digger` becomes `find the digger`.
+    """
+    found = request(known, text)
+    if found is None:
+        return text
+    start, indefinite = found
+    return f"{'is there' if indefinite else 'find'} {text[start:]}"
+
+
 def plain(known: KnownWords | None, backbone: Backbone, text: str) -> str:
     """The likeliest wording of a sentence in known words; itself where these are not kept."""
     return text if known is None else readings(known, backbone, text)[0].text
@@ -89,7 +101,7 @@ def _group_gaps(known: KnownWords, backbone: Backbone, text: str, group: NounGro
     pairs = _pairs(known, backbone, group)
     taken = {i + step for i in pairs for step in (0, 1)}
     odd = [i for i, strange in enumerate(group.unknown) if strange and i not in taken]
-    adjectives, noun = _parsed(known, backbone, group.words, odd, pairs)
+    adjectives, noun = _parsed(known, backbone, group, odd, pairs)
     gaps = [_gap(group.tokens[i : i + 2], text, options, many=False) for i, options in pairs.items()]
     meanings = known.describe(backbone, [group.words[i] for i in adjectives]) if adjectives else []
     for place, options in zip(adjectives, meanings, strict=True):
@@ -119,13 +131,16 @@ def _pairs(known: KnownWords, backbone: Backbone, group: NounGroup) -> dict[int,
 
 
 def _parsed(
-    known: KnownWords, backbone: Backbone, words: list[str], odd: list[int], pairs: Collection[int]
+    known: KnownWords, backbone: Backbone, group: NounGroup, odd: list[int], pairs: Collection[int]
 ) -> tuple[list[int], slice | None]:
     """Which of the unknown words `odd` of a group are adjectives, and the words that are its noun, if any."""
+    words = group.words
     kinds = dict(zip(odd, known.kinds_of(backbone, [_singular(words[i]) for i in odd]), strict=True))
     named = [i for i in odd if i + 1 < len(words) and known.colours(words[i])]
     kinds.update(dict.fromkeys(named, "adjective"))  # `the teal van`; `the teal` alone is a bird
     end = next((i for i in odd if kinds[i] == "other" and _ends_before(known, words, kinds, i)), len(words))
+    if group.to and end > 1 and end == len(words) and kinds.get(end - 1) == "adjective":
+        end -= 1  # `the lorry adjacent to`: what is followed by its own phrase stands behind the noun
     odd = [i for i in odd if i < end]
     if not odd:
         return [], None

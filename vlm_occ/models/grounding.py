@@ -19,7 +19,7 @@ from vlm_occ.language.backbones import Backbone
 from vlm_occ.language.counts import presupposes, stated_count
 from vlm_occ.language.known_words import KnownWords
 from vlm_occ.language.prefixes import PrefixState
-from vlm_occ.language.rewording import Reading, readings
+from vlm_occ.language.rewording import Reading, asked_plainly, readings
 from vlm_occ.models.decoding import best_overlap, chosen_rows, object_masks
 from vlm_occ.models.describe import describe
 from vlm_occ.types import GroundedObject, GroundingResult, SceneState
@@ -95,7 +95,9 @@ class GroundingAnswers:
         """
         known = self.known
         options = [
-            [Reading(text, 1.0)] if known is None else readings(known, self.backbone, text)
+            [Reading(text, 1.0)]
+            if known is None
+            else readings(known, self.backbone, asked_plainly(known, text))
             for text in queries
         ]
         texts = [reading.text for own in options for reading in own]
