@@ -353,6 +353,7 @@ def test_the_scene_decides_among_the_readings(
         monkeypatch.undo()
     result = model.ground(state, text)
     assert result.query == text and result.read_as in ("the excavator ahead", "the car ahead")
+    assert model.ground(state, "Kindly indicate the bus.").read_as == "find the bus."
     model.known = None
     assert model.ground(state, text).read_as == text
 
