@@ -43,7 +43,7 @@ NOTHING = torch.zeros(0)
 
 
 NOUN_FOR = {"digger": "excavator", "lorry": "truck", "sheriff car": "police car", "clump of scrap": "bin"}
-PLACE_FOR = {"footpath": "pavement", "verge": "pavement", "flank": "side"}
+PLACE_FOR = {"footpath": "pavement", "verge": "pavement", "flank": "side", "rear": "back"}
 ADJECTIVE_FOR = {
     "distant": "farthest",
     "bulky": "large",
@@ -65,7 +65,11 @@ class Dictionary(KnownWords):
         rows = {w.phrase: w for w in self.nouns.wordings}
         table = NOUN_FOR if role == "thing" else {**NOUN_FOR, **PLACE_FOR}
         found = [rows[table.get(phrase, "object")] for phrase in phrases]
-        return [[Meaning(wording, 0.6), Meaning(rows["car"], 0.2)] for wording in found]
+        shares = [0.9 if phrase == "rear" else 0.6 for phrase in phrases]
+        return [
+            [Meaning(wording, share), Meaning(rows["car"], 0.2)]
+            for wording, share in zip(found, shares, strict=True)
+        ]
 
     def describe(self, backbone: Backbone, words: Sequence[str], *, most: int = 2) -> list[list[Meaning]]:
         """From the table."""
@@ -127,6 +131,8 @@ def test_sentences_of_the_training_lexicon_stay_as_they_are(known: Dictionary, b
         ("the bus adjacent to the verge", "the bus adjacent to the object"),  # a thing, not a place
         ("the bus off to the verge", "the bus off to the pavement"),
         ("the digger distant of us", "the excavator distant of us"),
+        ("the bus to the rear of the digger", "the bus to the back of the excavator"),
+        ("the bus to the verge of the digger", "the bus to the verge of the excavator"),  # not sure enough
         ("hand us this lorry", "hand us this truck"),
         ("the light blue lorry", "the blue truck"),
         ("the dark red bus", "the red bus"),

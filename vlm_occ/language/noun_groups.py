@@ -46,7 +46,8 @@ class NounGroup:
     """Words of a noun group behind its determiner, one or more of them unknown.
 
     `many`: its determiner is one of several things; `sure`: what it means is there, as `the` says, not `a`;
-    `to`: that is the word behind it, as in `the lorry adjacent to`.
+    `to`: that is the word behind it, as in `the lorry adjacent to`; `relates`: it names no thing of its own,
+    as `the rear` of `to the rear of the bus`.
     """
 
     tokens: list[re.Match[str]]
@@ -55,6 +56,7 @@ class NounGroup:
     role: Role
     sure: bool
     to: bool
+    relates: bool
 
     @property
     def words(self) -> list[str]:
@@ -126,13 +128,15 @@ def noun_groups(known: KnownWords, text: str) -> list[NounGroup]:
         end = row.end_of_group(place)
         sides = [i for i in range(place, end) if _is_side(words[i])]
         start = sides[-1] + 1 if sides else place
-        if any(row.unknown[start:end]) and not row.relates(place, end):
+        if any(row.unknown[start:end]):
             before = words[place - 2] if place > 1 else ""
             many = words[place - 1] in _MANY or before in _MANY
             role = row.role(place - 2)
             sure = role != "place" and words[place - 1] not in _INDEFINITE
             to = words[end : end + 1] == ["to"]
-            groups.append(NounGroup(row.tokens[start:end], row.unknown[start:end], many, role, sure, to))
+            relates = row.relates(place, end)
+            tokens, unknown = row.tokens[start:end], row.unknown[start:end]
+            groups.append(NounGroup(tokens, unknown, many, role, sure, to, relates))
         place = end + (end < len(words) and words[end] == "that")  # `that` behind a noun is no determiner
     return groups
 

@@ -21,6 +21,8 @@ from vlm_occ.types import Wording
 if TYPE_CHECKING:
     from vlm_occ.language.backbones import Backbone
 
+SURE = 0.8
+"""Share of the belief from which a word that relates, `the rear of the bus`, is put in a known one."""
 READINGS = 6
 """Wordings of one sentence that are tried: the scene decides among them."""
 _TOP = {"small": "smallest", "large": "largest"}
@@ -98,6 +100,8 @@ def _gaps(known: KnownWords, backbone: Backbone, text: str) -> list[_Gap]:
 
 def _group_gaps(known: KnownWords, backbone: Backbone, text: str, group: NounGroup) -> list[_Gap]:
     """What may stand for the unknown words of one noun group: adjectives each, and the noun as a whole."""
+    if group.relates:
+        return _relation_gaps(known, backbone, text, group)
     pairs = _pairs(known, backbone, group)
     taken = {i + step for i in pairs for step in (0, 1)}
     odd = [i for i, strange in enumerate(group.unknown) if strange and i not in taken]
@@ -115,6 +119,15 @@ def _group_gaps(known: KnownWords, backbone: Backbone, text: str, group: NounGro
             options = known.or_anything(options)
         gaps.append(_gap(tokens, text, options, many=group.many or single != phrase))
     return gaps
+
+
+def _relation_gaps(known: KnownWords, backbone: Backbone, text: str, group: NounGroup) -> list[_Gap]:
+    """What surely stands for a noun that only relates to what follows: `the back of` for `the rear of`."""
+    if not all(group.unknown):
+        return []
+    start, end = group.tokens[0].start(), group.tokens[-1].end()
+    options = known.name(backbone, [text[start:end]], role="place")[0]
+    return [_gap(group.tokens, text, options[:1], many=False)] if options[0].share >= SURE else []
 
 
 def _pairs(known: KnownWords, backbone: Backbone, group: NounGroup) -> dict[int, list[Meaning]]:
