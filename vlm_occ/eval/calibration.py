@@ -42,8 +42,6 @@ THRESHOLDS = (
     0.9,
 )
 RATIOS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
-SLACK = 0.004
-"""Share of exact answers that tells no two cuts apart: three of the 720 sentences of 60 scenes."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +107,7 @@ def measure_cut(
 
 
 def choose_cut(sentences: Sequence[Scored], *, max_false_rejected: float = 0.03) -> Cut:
-    """The cut that rejects most of what means nothing, among those about as exact as the best of those that
-    reject at most `max_false_rejected` wrongly.
+    """The cut with most exact answers among those that reject at most `max_false_rejected` wrongly.
 
     Where none rejects so few, the one that rejects fewest. ValueError without sentences.
     """
@@ -124,10 +121,7 @@ def choose_cut(sentences: Sequence[Scored], *, max_false_rejected: float = 0.03)
             _cut(sentences, t, e, ratio, own, other) for t, own, _ in known for e, _, other in known if e >= t
         ]
     allowed = [cut for cut in cuts if cut.false_rejected <= max_false_rejected]
-    if not allowed:
-        return min(cuts, key=lambda c: c.false_rejected)
-    enough = max(cut.exact for cut in allowed) - SLACK
-    return max((c for c in allowed if c.exact >= enough), key=lambda c: (c.rejected, c.exact))
+    return max(allowed, key=lambda c: c.exact) if allowed else min(cuts, key=lambda c: c.false_rejected)
 
 
 def _by_presupposition(sentences: Sequence[Scored]) -> tuple[list[Scored], list[Scored]]:
