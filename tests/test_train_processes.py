@@ -104,37 +104,34 @@ def assert_same_curve(one: TrainConfig, other: TrainConfig) -> None:
     assert len(a) == len(b) == one.steps
     for first, second in zip(a, b, strict=True):
         for name, value in first.items():
-            tolerance = 1e-4 if name == "norm" else 1e-5
-            assert second[name] == pytest.approx(value, rel=tolerance, abs=tolerance), (name, first, second)
+            assert second[name] == pytest.approx(value, rel=1e-5, abs=1e-5), (name, first, second)
 
 
 @pytest.fixture(scope="module")
-def alone(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    """The config of a finished run of one process with two scenes a step.
+def alone(
+    request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.TempPathFactory
+) -> TrainConfig:
+    """The config of a finished run of one process with two scenes a step, at the seed of `request.param`.
 
-    Points are not painted: which of them lie in a box is yes or no, and where rounding moves one over an
-    edge, curves part by more than rounding.
+    AdamW divides a gradient by its own size: where the true one is zero (the L1 losses of two boxes that pull
+    one bias both ways), the step would have the sign of the rounding. `adam_eps` lets such weights rest.
     """
     config = tiny_config(tiny, tmp_path_factory.mktemp("alone") / "run")
-    refiner = replace(config.model.perception.refiner, painted=False)
-    model = replace(config.model, perception=replace(config.model.perception, refiner=refiner))
-    config = replace(config, model=model, scenes_per_step=2, ema=0.5, perception_rate=2e-3)
+    config = replace(config, seed=request.param, adam_eps=1e-3)
+    config = replace(config, scenes_per_step=2, ema=0.5, perception_rate=2e-3)
     train(config, source=tiny_scenes(tiny))
     return config
 
 
 def close(one: TrainConfig, other: TrainConfig) -> None:
-    """The trained weights agree: all to two steps of 5e-3, all but one in a thousand to 2e-4.
-
-    Adam divides a gradient by its own size, so that of one near zero the rounding is what is left.
-    """
+    """The trained weights agree to a two-hundredth of the smallest learning rate."""
     a, b = (read_shards(Path(config.out) / "final") for config in (one, other))
     assert a.keys() == b.keys()
     difference = torch.cat([(b[name].float() - value.float()).abs().flatten() for name, value in a.items()])
-    assert difference.max() < 1e-2
-    assert (difference > 2e-4).float().mean() < 1e-3
+    assert difference.max() < 1e-5
 
 
+@pytest.mark.parametrize("alone", [0, 2], indirect=True)
 def test_two_processes_have_the_curve_of_one_with_the_same_global_batch(
     tiny: Path, alone: TrainConfig, tmp_path: Path
 ) -> None:
@@ -144,6 +141,7 @@ def test_two_processes_have_the_curve_of_one_with_the_same_global_batch(
     close(alone, two)
 
 
+@pytest.mark.parametrize("alone", [0], indirect=True)
 def test_a_sharded_run_has_the_curve_of_one_process_and_goes_on_after_a_stop(
     tiny: Path, alone: TrainConfig, tmp_path: Path
 ) -> None:

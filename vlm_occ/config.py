@@ -214,6 +214,7 @@ class TrainConfig:
     input_rate: float = 2e-4  # what is spliced into the language model: projectors, token rows
     lora_rate: float = 3e-4
     weight_decay: float = 0.01
+    adam_eps: float = 1e-8  # AdamW divides by the gradient's size plus this
     warmup: int = 50
     clip: float = 5.0
     ema: float = 0.0  # decay of the averaged weights; 0 keeps none

@@ -113,7 +113,9 @@ def new_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW; on a GPU it updates many weights by one kernel, as starting a kernel for each takes longer."""
     many = None if device.type == "cuda" else False  # None: where it is of use
-    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, betas=(0.9, 0.98), foreach=many)
+    return torch.optim.AdamW(
+        groups, weight_decay=config.weight_decay, betas=(0.9, 0.98), eps=config.adam_eps, foreach=many
+    )
 
 
 def optimizer_step(
