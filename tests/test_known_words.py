@@ -17,27 +17,21 @@ from vlm_occ.data.simulator.grammar import write_queries
 from vlm_occ.data.simulator.lexicon import NOUNS
 from vlm_occ.data.simulator.scene import simulate
 from vlm_occ.data.simulator.situations import write_situations
-from vlm_occ.data.simulator.vocabulary import training_adjectives, training_nouns, training_words
+from vlm_occ.data.simulator.vocabulary import training_vocabulary, training_words
 from vlm_occ.heads.words import QueryStates
-from vlm_occ.language import known_words
+from vlm_occ.language import known_words, word_bank
 from vlm_occ.language.backbones import Backbone
 from vlm_occ.language.colour_names import basic_colours, lab
-from vlm_occ.language.known_words import (
-    SAME,
-    Bank,
-    Kind,
-    KnownWords,
-    Meaning,
-    Role,
-    Way,
-    measure_words,
-    named_ways,
-)
+from vlm_occ.language.function_words import plain_quantities
+from vlm_occ.language.known_words import Kind, KnownWords, Role, last_noun, measure_words, mixed, named_ways
 from vlm_occ.language.loading import load_backbone
+from vlm_occ.language.phrase_forms import filled, frame, frequencies
+from vlm_occ.language.phrase_spans import unknown_phrases
 from vlm_occ.language.rewording import asked_plainly, plain, readings
 from vlm_occ.language.thesaurus import other_names
+from vlm_occ.language.word_bank import SAME, Bank, Meaning, Way
 from vlm_occ.models.adapter import VLMOcc
-from vlm_occ.types import Wording
+from vlm_occ.types import Vocabulary, Wording
 
 NOTHING = torch.zeros(0)
 
@@ -53,6 +47,14 @@ ADJECTIVE_FOR = {
     "purple": "blue",
     "light": "small",
 }
+PHRASE_FOR = {
+    "in our rear-view mirror": "behind us",
+    "in the vicinity of {a}": "near {a}",
+    "inside a {n} metre radius": "less than {n} metres away",
+    "off to our left-hand flank": "on the left",
+    "alongside {a}": "next to {a}",
+}
+SURELY = {"rear": 0.9}
 
 
 class Dictionary(KnownWords):
@@ -65,16 +67,30 @@ class Dictionary(KnownWords):
         rows = {w.phrase: w for w in self.nouns.wordings}
         table = NOUN_FOR if role == "thing" else {**NOUN_FOR, **PLACE_FOR}
         found = [rows[table.get(phrase, "object")] for phrase in phrases]
-        shares = [0.9 if phrase == "rear" else 0.6 for phrase in phrases]
+        shares = [SURELY.get(phrase, 0.6) for phrase in phrases]
         return [
             [Meaning(wording, share), Meaning(rows["car"], 0.2)]
             for wording, share in zip(found, shares, strict=True)
         ]
 
-    def describe(self, backbone: Backbone, words: Sequence[str], *, most: int = 2) -> list[list[Meaning]]:
+    def describe(
+        self, backbone: Backbone, words: Sequence[str], *, most: int = 2, graded: bool = False
+    ) -> list[list[Meaning]]:
         """From the table."""
         rows = {w.phrase: w for w in self.adjectives.wordings}
         return [[Meaning(rows[ADJECTIVE_FOR[word]], 1.0)] for word in words]
+
+    def rephrase(
+        self, backbone: Backbone, phrases: Sequence[tuple[str, ...]], *, most: int = 2
+    ) -> list[list[Meaning]]:
+        """From the table; nothing for others."""
+        rows = {w.phrase: w for w in self.phrases.wordings}
+        found = [next((PHRASE_FOR[told] for told in ways if told in PHRASE_FOR), "") for ways in phrases]
+        return [[Meaning(rows[phrase], 0.7)] if phrase else [] for phrase in found]
+
+    def names_nothing(self, backbone: Backbone, noun: str) -> bool:
+        """Of an outline."""
+        return noun == "outline"
 
     def kinds_of(self, backbone: Backbone, words: Sequence[str]) -> list[Kind]:
         """From the table; what ends in -side is no part of a noun phrase."""
@@ -90,10 +106,10 @@ class Dictionary(KnownWords):
 
 @pytest.fixture
 def known() -> Dictionary:
-    banks = [
-        Bank(rows, NOTHING, NOTHING, NOTHING, NOTHING) for rows in (training_nouns(), training_adjectives())
-    ]
-    return Dictionary(training_words(), banks[0], banks[1], NOTHING)
+    lexicon = training_vocabulary()
+    parts = (lexicon.nouns, lexicon.adjectives, lexicon.phrases)
+    nouns, adjectives, phrases = (Bank(rows, *[NOTHING] * 5, learned=len(rows)) for rows in parts)
+    return Dictionary(lexicon.words, nouns, adjectives, phrases, NOTHING)
 
 
 @pytest.fixture
@@ -122,8 +138,8 @@ def test_sentences_of_the_training_lexicon_stay_as_they_are(known: Dictionary, b
         ("the sheriff car", "the police car"),
         ("the crimson bus", "the red bus"),
         ("the clump of scrap near the digger", "the bin near the excavator"),
-        ("the lorry alongside the bus", "the truck alongside the bus"),
-        ("the lorry inside a 20 metre radius", "the truck inside a 20 metre radius"),
+        ("the lorry alongside the bus", "the truck next to the bus"),
+        ("the lorry inside a 20 metre radius", "the truck less than 20 metres away"),
         ("the lorry clad in crimson", "the truck clad in red"),
         ("the car clad in black", "the car clad in black"),
         ("the digger adjacent to the lorry", "the excavator adjacent to the truck"),
@@ -144,7 +160,17 @@ def test_sentences_of_the_training_lexicon_stay_as_they_are(known: Dictionary, b
         ("the bus clad in teal that stays put", "the bus clad in blue that stays put"),
         ("pinpoint that lorry", "pinpoint that truck"),
         ("the bus bearing down on us", "the bus bearing down on us"),
-        ("the lorry in the vicinity of the bus", "the truck in the vicinity of the bus"),
+        ("the lorry in the vicinity of the bus", "the truck near the bus"),
+        ("the bus in our rear-view mirror", "the bus behind us"),
+        ("The bus that is in our rear-view mirror.", "The bus behind us."),
+        (
+            "the bus inside a 20 metre radius in our rear-view mirror",
+            "the bus less than 20 metres away behind us",
+        ),
+        ("the lorry off to our left-hand flank alongside the van", "the truck on the left next to the van"),
+        ("each of the lorries alongside the bus", "all of the trucks next to the bus"),
+        ("the second least distant lorry", "the second nearest truck"),
+        ("the least distant lorry but one", "the second nearest truck"),
         ("the outermost right-hand lorry", "the outermost right-hand truck"),
         ("the least distant lorry", "the nearest truck"),
         ("the most bulky lorry", "the largest truck"),
@@ -175,10 +201,96 @@ def test_noun_phrases_are_reworded(known: Dictionary, backbone: Backbone, text: 
         ("find the digger", "find the digger"),
         ("the charabanc to the rear of the van", "the charabanc to the rear of the van"),
         ("pinpoint", "pinpoint"),
+        ("draw an outline round the van", "find the van"),
+        ("draw an outline", "is there an outline"),
+        ("identify a digger near the van", "is there a digger near the van"),
     ],
 )
-def test_a_request_in_unknown_words_is_put_in_known_ones(known: Dictionary, text: str, asked: str) -> None:
-    assert asked_plainly(known, text) == asked
+def test_a_request_in_unknown_words_is_put_in_known_ones(
+    known: Dictionary, backbone: Backbone, text: str, asked: str
+) -> None:
+    assert asked_plainly(known, backbone, text) == asked
+
+
+@pytest.mark.parametrize(
+    ("text", "plain_text"),
+    [
+        ("the entire set of vans", "all the vans"),
+        ("The whole lot of the vans.", "all the vans."),
+        ("each of the vans", "all of the vans"),
+        ("each van", "every van"),
+        ("the largest van but one on the left", "the second largest van on the left"),
+        ("the van near the largest bus but two", "the van near the third largest bus"),
+        ("a set of vans", "a set of vans"),
+        ("the van but one that moves", "the second van that moves"),
+        ("no van but the red one", "no van but the red one"),
+        ("all the vans", "all the vans"),
+    ],
+)
+def test_quantifiers_and_ranks_are_put_in_known_words(known: Dictionary, text: str, plain_text: str) -> None:
+    assert plain_quantities(known, text) == plain_text
+
+
+def test_known_quantifiers_stay(known: Dictionary) -> None:
+    knows = replace(known, words=known.words | {"each", "set"} - {"second"})
+    for text in ("each of the vans", "the entire set of vans", "the largest van but one"):
+        assert plain_quantities(replace(knows, words=knows.words - {"second"}), text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "phrases"),
+    [
+        ("the van on the left", []),
+        ("the van off to our left-hand flank", ["off to our left-hand flank"]),
+        ("the van in our rear-view mirror alongside the bus", ["in our rear-view mirror", "alongside {a}"]),
+        ("the van inside a 20 metre radius to our rear", ["inside a {n} metre radius", "to our rear"]),
+        (
+            "the van that stays put within a few steps of the bus",
+            ["that stays put", "within a few steps of {a}"],
+        ),
+        ("the van at the shortest distance from the bus", ["at the shortest distance from {a}"]),
+        ("the van with nobody in it, please", ["with nobody in it"]),
+        ("the man clad in crimson", []),
+        ("the lorry bearing down on us", ["bearing down on us"]),
+        ("the van on the lawn adjacent to the bus", ["on the lawn", "adjacent to {a}"]),
+        ("the van that is abreast of us on the left", ["that is abreast of us"]),
+        ("somewhere abreast of us", []),
+    ],
+)
+def test_phrases_with_unknown_words_are_cut_out(known: Dictionary, text: str, phrases: list[str]) -> None:
+    spans = unknown_phrases(known, text)
+    assert [span.text for span in spans] == phrases
+    for span in spans:
+        said = filled(span.text).replace(" the tree", "").replace("20", span.number or "20")
+        assert text[span.start : span.end] == said
+
+
+def test_a_phrase_keeps_its_number_and_loses_the_link(known: Dictionary) -> None:
+    (span,) = unknown_phrases(known, "the van inside a 35 metre radius")
+    assert span.filled("less than {n} metres away") == "less than 35 metres away"
+    (span,) = unknown_phrases(known, "the van that is abreast of the bus")
+    assert (span.bare, span.filled("next to {a}")) == ("abreast of {a}", "next to")
+
+
+def test_what_a_phrase_may_mean_has_its_slots_and_side() -> None:
+    assert frame("off our left-hand corner") == frame("on the left")
+    assert (
+        len({frame(p) for p in ("on the left", "on the right", "ahead", "near {a}", "within {n} metres")})
+        == 5
+    )
+
+
+def test_common_meanings_are_counted_by_their_longest_phrase() -> None:
+    phrases = (
+        Wording("on the left", "on the left"),
+        Wording("on the left side", "on the left"),
+        Wording("near {a}", "near {a}"),
+        Wording("within {n} metres", "within {n} metres"),
+        Wording("in {c}", "in {c}"),
+    )
+    told = ["the van on the left side near the bus", "a man in red within 20 metres", "the bus near here"]
+    counts = frequencies(phrases, told).exp() * 8  # four, and once more than it occurs for each meaning
+    assert counts.tolist() == pytest.approx([2, 2, 2, 2, 2])
 
 
 def test_readings_are_few_and_the_likeliest_first(known: Dictionary, backbone: Backbone) -> None:
@@ -209,9 +321,8 @@ def test_other_names_are_those_of_each_sense() -> None:
     assert len(other_names("wrecker")) > 1
     assert other_names("passer-by") == [("passer",)]  # found as `passerby`, which is no other name
     assert other_names("bowser") == []
-    assert all(
-        0 < len(names) <= 3 for noun in ("coach", "car", "crane", "person") for names in other_names(noun)
-    )
+    assert all(names for noun in ("coach", "car", "crane", "person") for names in other_names(noun))
+    assert other_names("bumpkin") and other_names("canoe") == []
 
 
 def test_synonyms_are_read_from_the_files_of_wordnet(tmp_path: Path) -> None:
@@ -233,6 +344,15 @@ def test_a_noun_is_asked_about_by_itself_and_by_each_sense() -> None:
     names = ("power shovel", "excavator", "shovel")
     named = "digger, or a power shovel, or an excavator, or a shovel"
     assert named_ways("digger") == [Way("digger"), Way(named, names)]
+    (wagon,) = (way for way in named_ways("station wagon") if way.names)
+    assert len(wagon.names) > 3 and wagon.text.count(", or ") == 3  # all of them make a known one nearer
+    assert last_noun("squad auto") == "auto" and last_noun("clump of scrap") == "clump of scrap"
+
+
+def test_a_compound_is_likely_what_its_last_word_is() -> None:
+    car, bus = (Wording(word, word) for word in ("car", "bus"))
+    found = mixed([Meaning(bus, 0.6), Meaning(car, 0.4)], [Meaning(car, 1.0)], 0.5)
+    assert found == [Meaning(car, pytest.approx(0.7)), Meaning(bus, pytest.approx(0.3))]
 
 
 def test_a_noun_is_as_near_to_a_meaning_as_the_nearest_of_its_ways(
@@ -241,25 +361,28 @@ def test_a_noun_is_as_near_to_a_meaning_as_the_nearest_of_its_ways(
     """A table stands for the language model: of two ways one is near a bus, the other near a dog."""
     words = ("bus", "dog", "excavator")
     axes = torch.eye(3)
-    bank = Bank(
-        tuple(Wording(w, w) for w in words), torch.zeros(3), axes, torch.zeros(3).long(), torch.zeros(3)
-    )
+    wordings, none = tuple(Wording(w, w) for w in words), torch.zeros(3)
+    bank = Bank(wordings, none, axes, none.long(), none, none, 3)
     table = {"coach": axes[1] * 0.9 + axes[2] * 0.1, "coach, or a bus": axes[0], "digger": axes[2]}
     monkeypatch.setattr(
-        known_words,
-        "_meanings",
+        word_bank,
+        "meaning_states",
         lambda _backbone, _template, ways, _first: (
             torch.stack([table[way] for way in ways]),
             torch.zeros(len(ways), 3),
         ),
     )
     ways = [[Way("coach"), Way("coach, or a bus", ("bus",))], [Way("digger")]]
-    coach, digger = bank.nearest(backbone, "{}", ways, 3)
+    coach, digger = bank.nearest(backbone, "{}", ways)
     assert [m.wording.phrase for m in coach] == ["bus", "dog", "excavator"]
     assert coach[0].share == pytest.approx(
         float((10 * torch.tensor([1.0 + SAME, 0.9 / 0.82**0.5, 0.1 / 0.82**0.5])).softmax(0)[0])
     )
-    assert digger[0].wording.phrase == "excavator"
+    assert digger[0].wording.phrase == "excavator" and sum(m.share for m in digger) == pytest.approx(1)
+    likelier = replace(bank, prior=torch.tensor([0.0, 20.0, 0.0]))
+    assert [own[0].wording.phrase for own in likelier.nearest(backbone, "{}", ways)] == ["dog", "dog"]
+    never = bank.nearest(backbone, "{}", ways, lambda i, wording: i == 0 or wording.phrase != "excavator")
+    assert never[0] == coach and len(never[1]) == 2
 
 
 def test_without_known_words_a_sentence_stays(backbone: Backbone) -> None:
@@ -272,10 +395,17 @@ def test_the_vocabulary_holds_no_noun_of_the_heldout_lexicon() -> None:
     assert heldout & words <= {"of", "on", "four", "animal"}
 
 
+def lexicon(words: set[str], nouns: tuple[Wording, ...], adjectives: tuple[Wording, ...]) -> Vocabulary:
+    """A small vocabulary with two phrases, and two that no model learned."""
+    phrases = (Wording("on the left", "on the left"), Wording("near {a}", "near {a}"))
+    more = (Wording("left of us", "on the left"), Wording("close to {a}", "near {a}"))
+    return Vocabulary(frozenset(words), nouns, adjectives, phrases, (Wording("tiny", "small"),), more)
+
+
 def test_measured_words_find_themselves_and_survive_a_file(backbone: Backbone, tmp_path: Path) -> None:
     nouns = tuple(Wording(word, word, word + "s") for word in ("bus", "excavator", "pedestrian", "dog"))
     adjectives = tuple(Wording(word, word) for word in ("red", "small"))
-    measured = measure_words(backbone, frozenset({"bus", "beside"}), nouns, adjectives)
+    measured = measure_words(backbone, lexicon({"bus", "beside"}, nouns, adjectives), ["the red bus"])
     path = tmp_path / "words.safetensors"
     measured.save(path)
     again = KnownWords.load(path)
@@ -284,6 +414,12 @@ def test_measured_words_find_themselves_and_survive_a_file(backbone: Backbone, t
         assert [own[0].wording for own in found] == list(nouns)
         assert all(own[0].share > own[1].share > 0 for own in found)
         assert words.kinds_of(backbone, ["dog", "small", "beside"]) == ["noun", "adjective", "other"]
+        told = words.rephrase(backbone, [("close to {a}",), ("on our left side", "left of us")])
+        assert [own[0].wording.singular for own in told] == ["near {a}", "on the left"]
+        assert [len(own) for own in told] == [1, 1]  # others have other slots, or no side
+        (small,), (none,) = words.describe(backbone, ["tiny"]), words.describe(backbone, ["reddest"])
+        assert small[0].wording.singular == "small" and none == []
+        assert words.phrases.learned == 2 and "tiny" not in words.adjectives.parts
     assert again.words == measured.words and "Bus" in again and "7" in again and "digger" not in again
 
 
@@ -296,7 +432,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 def test_a_meaning_is_as_sure_as_its_surest_wording(backbone: Backbone) -> None:
     nouns = (Wording("bus", "bus"), Wording("city bus", "bus"), Wording("dog", "dog"))
-    measured = measure_words(backbone, frozenset({"bus", "near"}), nouns, (Wording("red", "red"),))
+    measured = measure_words(backbone, lexicon({"bus", "near"}, nouns, (Wording("red", "red"),)), [])
     (own,) = measured.name(backbone, ["city bus"])
     assert [meaning.wording.singular for meaning in own] == ["bus", "dog"]
     assert sum(meaning.share for meaning in own) == pytest.approx(1.0)
@@ -307,14 +443,14 @@ def test_a_phrase_is_asked_of_the_language_model_once(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nouns = (Wording("bus", "bus"), Wording("dog", "dog"))
-    measured = measure_words(backbone, frozenset({"bus", "near"}), nouns, (Wording("red", "red"),))
-    asked, real = list[str](), known_words._states
+    measured = measure_words(backbone, lexicon({"bus", "near"}, nouns, (Wording("red", "red"),)), [])
+    asked, real = list[str](), word_bank._states
 
     def states(own: Backbone, template: str, phrases: Sequence[str], depth: float) -> object:
         asked.extend(phrases)
         return real(own, template, phrases, depth)
 
-    monkeypatch.setattr(known_words, "_states", states)
+    monkeypatch.setattr(word_bank, "_states", states)
     first = measured.name(backbone, ["bowser", "luton", "bowser"])
     assert asked == ["bowser", "luton"] and first[0] == first[2]
     assert measured.name(backbone, ["luton", "luxo", "bowser"])[::2] == [first[1], first[0]]
@@ -369,7 +505,7 @@ def test_a_checkpoint_keeps_the_known_words(model: VLMOcc, tmp_path: Path) -> No
         (Wording("bus", "bus", "buses"), Wording("dog", "dog", "dogs")),
         (Wording("red", "red"),),
     )
-    model.known = measure_words(model.backbone, frozenset({"bus", "near"}), nouns, adjectives)
+    model.known = measure_words(model.backbone, lexicon({"bus", "near"}, nouns, adjectives), [])
     model.save_pretrained(tmp_path / "saved")
     again = VLMOcc.from_pretrained(str(tmp_path / "saved"))
     assert again.known is not None and again.known.nouns.wordings == nouns
@@ -385,6 +521,8 @@ def test_a_checkpoint_keeps_the_known_words(model: VLMOcc, tmp_path: Path) -> No
         ("azure", {"blue"}),
         ("jet-black", {"black"}),
         ("lemon-coloured", {"yellow"}),
+        ("ash-coloured", {"grey"}),
+        ("ash", set()),
         ("snowy", {"white"}),
         ("silver", {"grey"}),
         ("Crimson", {"red"}),

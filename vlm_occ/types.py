@@ -270,6 +270,22 @@ class Wording:
 
 
 @dataclass(frozen=True)
+class Vocabulary:
+    """A training lexicon: every word of its sentences in lower case, and its wordings by meaning.
+
+    Phrases stand behind a noun and hold `{n}` for a number, `{c}` for a colour and a final `{a}` for the
+    other thing. What is `more` only tells what it means: no model learned it.
+    """
+
+    words: frozenset[str]
+    nouns: tuple[Wording, ...]
+    adjectives: tuple[Wording, ...]
+    phrases: tuple[Wording, ...]
+    more_adjectives: tuple[Wording, ...] = ()
+    more_phrases: tuple[Wording, ...] = ()
+
+
+@dataclass(frozen=True)
 class GroundingResult:
     """The answer to one query; no object is a legal answer."""
 

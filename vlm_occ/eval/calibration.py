@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vlm_occ.data.simulator.vocabulary import training_adjectives, training_nouns, training_words
+from vlm_occ.data.simulator.vocabulary import training_vocabulary
 from vlm_occ.data.store import SimulatedScenes
 from vlm_occ.eval.evaluate import Scenes
 from vlm_occ.language.counts import presupposes, stated_count
@@ -53,6 +53,7 @@ class Scored:
     complete: bool  # every target has a token
     count: int | None = None  # how many objects the sentence says that it means
     presupposes: bool = True  # it takes for granted that there are any
+    text: str = ""
 
     @property
     def means_nothing(self) -> bool:
@@ -86,7 +87,7 @@ def scored_sentences(model: VLMOcc, scenes: Scenes) -> list[Scored]:
             tokens = [match[target] for target in query.targets]
             wanted = frozenset(t for t in tokens if t >= 0)
             said = stated_count(query.text), presupposes(query.text)
-            result.append(Scored(row, wanted, -1 not in tokens, *said))
+            result.append(Scored(row, wanted, -1 not in tokens, *said, query.text))
     return result
 
 
@@ -170,15 +171,16 @@ def calibrate_command(
     """
     model = load_checkpoint(name).eval()
     source = SimulatedScenes("calibration", scenes, num_frames=2, num_queries=12)
-    cut = choose_cut(scored_sentences(model, source))
+    sentences = scored_sentences(model, source)
+    cut = choose_cut(sentences)
     model.config = replace(
         model.config,
         score_threshold=cut.threshold,
         existence_threshold=cut.existence,
         score_ratio=cut.ratio,
     )
-    nouns, adjectives = training_nouns(lexicon), training_adjectives(lexicon)
-    model.known = measure_words(model.backbone, training_words(lexicon), nouns, adjectives)
+    texts = [sentence.text for sentence in sentences]
+    model.known = measure_words(model.backbone, training_vocabulary(lexicon), texts)
     save_checkpoint(model, out, dtype=torch.bfloat16 if half else None)
     print(
         f"vlm-occ: score_threshold {cut.threshold:g}, existence_threshold {cut.existence:g}, "

@@ -2,7 +2,8 @@
 
 A small language model knows that `azure` is a colour, but hardly which. The answers are those of the xkcd
 colour survey and the CSS names, which matplotlib carries: 558 of the survey's names end in a basic colour
-(`dark navy blue`), and a name without one is what most of its nearest neighbours among them are.
+(`dark navy blue`), and a name without one is what most of its nearest neighbours among them are. What a thing
+lends its colour to, `ash-coloured`, is WordNet's: ash is grey.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ from __future__ import annotations
 import re
 from collections import Counter
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 BASIC = ("white", "black", "grey", "red", "blue", "green", "yellow", "orange", "brown", "pink", "purple")
 """The basic colour terms of English (Berlin and Kay 1969)."""
+LIKENED = Path(__file__).parent / "synonyms" / "colours.txt"
+"""Things and the one basic colour that WordNet 3.1 likens to them, a line each: `scripts/make_synonyms.py`.
+"""
 NEIGHBOURS = 7
 PALE, DARK, COLOURLESS, FAINT = 95.0, 20.0, 12.0, 40.0
 """CIELAB: lightness above which a faint colour is white and below which a colourless one is black, chroma
@@ -28,14 +33,16 @@ def basic_colours(word: str) -> dict[str, float]:
 
     Compounds of a basic colour (`jet-black`), and names with `-coloured`, `-ish` or `-y` count.
     """
-    name = word.lower().replace("gray", "grey").replace("-", " ")
-    name = re.sub(r" ?(colou?red|ish)$", "", name)
+    spelled = word.lower().replace("gray", "grey").replace("-", " ")
+    name = re.sub(r" ?(colou?red|ish)$", "", spelled)
     if (last := name.rpartition(" ")[2]) in BASIC:
         return {last: 1.0}
     names, likened = _names(), name.removesuffix("y")
     if name in names:
         return _nearest(names[name])
-    return _nearest(names[likened]) if likened in _css() else {}
+    if likened in _css():
+        return _nearest(names[likened])
+    return {_likened()[likened]: 1.0} if name != spelled and likened in _likened() else {}
 
 
 def is_shade(word: str, colour: str) -> bool:
@@ -54,6 +61,12 @@ def _nearest(place: Tensor) -> dict[str, float]:
     near = (places - place).norm(dim=1).argsort()[:NEIGHBOURS].tolist()
     votes = Counter(colours[row] for row in near).most_common()
     return {colour: count / NEIGHBOURS for colour, count in votes}
+
+
+@cache
+def _likened() -> dict[str, str]:
+    """The colour of each thing that lends its own to a name."""
+    return dict(line.split() for line in LIKENED.read_text(encoding="utf-8").splitlines())
 
 
 @cache

@@ -7,6 +7,7 @@ stays as it is.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vlm_occ.language.known_words import KnownWords, Role
@@ -37,6 +38,7 @@ _ROLES: dict[str, Role] = {
     **dict.fromkeys(("at", "in", "off", "to", "by", "from"), "either"),
 }
 """What a noun group may stand for behind a preposition; a thing behind all other words."""
+RANKS = frozenset(["first", "second", "third", "fourth"])
 _INDEFINITE = {"a", "an", "any", "some"}
 DETERMINERS = _MANY | _INDEFINITE | {"the", "this", "that", "every", "each"}
 
@@ -65,26 +67,37 @@ class NounGroup:
 
 
 @dataclass(frozen=True)
-class _Words:
+class SentenceWords:
     """The words of a sentence in lower case."""
 
     known: KnownWords
     tokens: list[re.Match[str]]
     words: list[str]
     unknown: list[bool]
+    odd: list[bool]  # unknown, function words included
     parts: frozenset[str]  # known words that a group may hold
 
     def end_of_group(self, start: int) -> int:
         """The first word from `start` on that is no part of the group that begins there."""
-        words, end = self.words, start
+        words, end = self.words, start + self.ranks(start)
         while end < len(words) and self._in_group(end):
-            if self.unknown[end] and words[end].endswith("ing") and words[end - 1] in self.known.nouns.parts:
+            if self.unknown[end] and words[end].endswith("ing") and self._behind_noun(start, end):
                 break  # `the bus bearing down on us`
             end += 1
         return end
 
+    def _behind_noun(self, start: int, place: int) -> bool:
+        """Whether an unknown word in -ing begins what is said behind the noun of a group from `start` on."""
+        following = self.words[place + 1 : place + 2]
+        said = place > start and following != [] and following[0] in FUNCTION
+        return said or self.words[place - 1] in self.known.nouns.parts
+
+    def ranks(self, place: int) -> bool:
+        """Whether a word is a rank, `the second nearest van`."""
+        return self.words[place : place + 1] != [] and self.words[place] in RANKS
+
     def _in_group(self, place: int) -> bool:
-        if self.unknown[place] or self.words[place] in self.parts or _is_side(self.words[place]):
+        if self.unknown[place] or self.words[place] in self.parts or is_side(self.words[place]):
             return True
         joins = self.words[place] == "of" and self.unknown[place - 1]
         return joins and place + 1 < len(self.words) and self.unknown[place + 1]
@@ -119,15 +132,15 @@ class _Words:
 
 def noun_groups(known: KnownWords, text: str) -> list[NounGroup]:
     """The noun groups of a sentence that have unknown words."""
-    row, groups, place = _words(known, text), list[NounGroup](), 0
+    row, groups, place = sentence_words(known, text), list[NounGroup](), 0
     words = row.words
     while place < len(words):
         place += 1
         if words[place - 1] not in DETERMINERS or row.begins_clause(place - 1):
             continue
         end = row.end_of_group(place)
-        sides = [i for i in range(place, end) if _is_side(words[i])]
-        start = sides[-1] + 1 if sides else place
+        sides = [i for i in range(place, end) if is_side(words[i])]
+        start = sides[-1] + 1 if sides else place + row.ranks(place)
         if any(row.unknown[start:end]):
             before = words[place - 2] if place > 1 else ""
             many = words[place - 1] in _MANY or before in _MANY
@@ -141,37 +154,46 @@ def noun_groups(known: KnownWords, text: str) -> list[NounGroup]:
     return groups
 
 
-def request(known: KnownWords, text: str) -> tuple[int, bool] | None:
+def request(known: KnownWords, text: str, names_nothing: Callable[[str], bool]) -> tuple[int, bool] | None:
     """Where the first noun phrase begins that names a thing, if unknown words stand before it, and whether it
-    is indefinite: `kindly indicate | the van`, `grab that gap at the tail of | the van`.
+    is indefinite: `kindly indicate | the van`, `sit to the rear of | the van`, `take a glance at | the van`.
 
-    `the` before a noun that only relates to another, `to the rear of the van`, does not begin one.
+    `the` before a noun that only relates to another, `to the rear of the van`, does not begin one, nor does
+    `a` before an unknown one that `names_nothing`, where another follows.
     """
-    row = _words(known, text)
-    words = row.words
-    for place, word in enumerate(words):
+    row, found = sentence_words(known, text), list[int]()
+    for place, word in enumerate(row.words):
         if word not in DETERMINERS or row.begins_clause(place):
             continue
         end = row.end_of_group(place + 1)
-        if word == "the" and row.relates(place + 1, end):
-            continue
-        strange = any(row.unknown[:place])
-        return (row.tokens[place].start(), word in _INDEFINITE) if strange else None
-    return None
+        if word != "the" or not row.relates(place + 1, end):
+            found.append(place)
+            noun = text[row.tokens[place + 1].start() : row.tokens[end - 1].end()] if end > place + 1 else ""
+            strange = any(row.unknown[place + 1 : end])
+            if word not in _INDEFINITE or not strange or not names_nothing(noun):
+                break
+    else:
+        found = found[:1]
+    if not found or not any(row.unknown[: found[-1]]):
+        return None
+    return row.tokens[found[-1]].start(), row.words[found[-1]] in _INDEFINITE
 
 
 def words_behind_in(known: KnownWords, text: str) -> list[re.Match[str]]:
     """Unknown words right behind `in`: `dressed in crimson`."""
-    row = _words(known, text)
+    row = sentence_words(known, text)
     return [row.tokens[i] for i in range(1, len(row.words)) if row.words[i - 1] == "in" and row.unknown[i]]
 
 
-def _words(known: KnownWords, text: str) -> _Words:
+def sentence_words(known: KnownWords, text: str) -> SentenceWords:
     tokens = list(_TOKEN.finditer(text))
     words, fixed = [token.group().lower() for token in tokens], FUNCTION | DETERMINERS
-    unknown = [word[0].isalpha() and word not in known and word not in fixed for word in words]
-    return _Words(known, tokens, words, unknown, (known.nouns.parts | known.adjectives.parts) - fixed)
+    odd = [word[0].isalpha() and word not in known for word in words]
+    unknown = [strange and word not in fixed for word, strange in zip(words, odd, strict=True)]
+    return SentenceWords(
+        known, tokens, words, unknown, odd, (known.nouns.parts | known.adjectives.parts) - fixed
+    )
 
 
-def _is_side(word: str) -> bool:
+def is_side(word: str) -> bool:
     return re.match("left|right", word) is not None

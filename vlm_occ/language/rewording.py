@@ -14,8 +14,11 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from vlm_occ.language.colour_names import is_shade
-from vlm_occ.language.known_words import Kind, KnownWords, Meaning
+from vlm_occ.language.function_words import plain_quantities
+from vlm_occ.language.known_words import Kind, KnownWords
 from vlm_occ.language.noun_groups import NounGroup, noun_groups, request, words_behind_in
+from vlm_occ.language.phrase_spans import unknown_phrases
+from vlm_occ.language.word_bank import Meaning
 from vlm_occ.types import Wording
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ class _Gap:
 
 def readings(known: KnownWords, backbone: Backbone, text: str, *, most: int = READINGS) -> list[Reading]:
     """The likeliest wordings of a sentence in known words, likeliest first; itself if it has no other."""
+    text = plain_quantities(known, text)
     gaps = _gaps(known, backbone, text)
     if not gaps:
         return [Reading(text, 1.0)]
@@ -66,12 +70,12 @@ def readings(known: KnownWords, backbone: Backbone, text: str, *, most: int = RE
     return [Reading(_articles(way.text + text[place:]), way.share) for way in ways]
 
 
-def asked_plainly(known: KnownWords, text: str) -> str:
+def asked_plainly(known: KnownWords, backbone: Backbone, text: str) -> str:
     """A sentence that asks for things in unknown words, asking in known ones; what it describes stays.
 
     `kindly indicate the digger` becomes `find the digger`.
     """
-    found = request(known, text)
+    found = request(known, text, lambda noun: known.names_nothing(backbone, noun))
     if found is None:
         return text
     start, indefinite = found
@@ -95,7 +99,28 @@ def _gaps(known: KnownWords, backbone: Backbone, text: str) -> list[_Gap]:
     gaps = [_gap([token], text, colours, many=False) for token, colours in dressed if colours]
     for group in noun_groups(known, text):
         gaps += _group_gaps(known, backbone, text, group)
-    return sorted(gaps, key=lambda gap: gap.start)
+    phrases = _phrase_gaps(known, backbone, text, gaps)
+    gaps = [gap for gap in gaps if not any(p.start <= gap.start < p.end for p in phrases)]
+    return sorted([*gaps, *phrases], key=lambda gap: gap.start)
+
+
+def _phrase_gaps(known: KnownWords, backbone: Backbone, text: str, gaps: Sequence[_Gap]) -> list[_Gap]:
+    """What may stand for phrases behind nouns: `behind us` for `in our rear-view mirror`.
+
+    What is left of the belief is for the words that do, with the likeliest of each of their `gaps`.
+    """
+    spans = unknown_phrases(known, text)
+    meanings = known.rephrase(backbone, [(span.text, span.bare) for span in spans])
+    found = []
+    for span, options in zip(spans, meanings, strict=True):
+        rows = [(span.filled(option.wording.singular), option.share) for option in options]
+        own, inner = text, [gap for gap in gaps if span.start <= gap.start < span.end]
+        for gap in sorted(inner, key=lambda gap: -gap.start):
+            own = own[: gap.start] + gap.options[0][0] + own[gap.end :]
+        rest = own[span.start : span.end + len(own) - len(text)], 1 - sum(share for _, share in rows)
+        if rows:
+            found.append(_Gap(span.start, span.end, (*rows, rest)))
+    return found
 
 
 def _group_gaps(known: KnownWords, backbone: Backbone, text: str, group: NounGroup) -> list[_Gap]:
@@ -139,7 +164,7 @@ def _pairs(known: KnownWords, backbone: Backbone, group: NounGroup) -> dict[int,
         if is_shade(word, following) and known.colours(following):
             found[i] = known.colours(following)
         elif word.lower() in _DEGREES and group.unknown[i + 1]:
-            found[i] = _graded(known.describe(backbone, [following])[0], word.lower())
+            found[i] = _graded(known.describe(backbone, [following], graded=True)[0], word.lower())
     return found
 
 

@@ -12,18 +12,15 @@ from pathlib import Path
 
 SYNONYMS = Path(__file__).parent / "synonyms" / "nouns.txt.xz"
 SEPARATOR = "|"
-MOST_SENSES, MOST_NAMES = 8, 3
-"""Senses of a word that are looked at, and other names of one sense: chosen among training nouns."""
 
 
 def other_names(noun: str) -> list[tuple[str, ...]]:
-    """Up to MOST_NAMES other names of a noun in the singular, for each of its senses that has any."""
+    """The other names of a noun in the singular, for each of its senses that has any."""
     name = noun.lower()
     spellings = dict.fromkeys((name, name.replace("-", " "), name.replace("-", "")))
     found = next((sets for spelling in spellings if (sets := _sets().get(spelling))), ())
-    return [tuple(other for other in one if other not in spellings)[:MOST_NAMES] for one in found][
-        :MOST_SENSES
-    ]
+    names = [tuple(other for other in one if other not in spellings) for one in found]
+    return [own for own in names if own]
 
 
 @cache

@@ -97,7 +97,7 @@ class GroundingAnswers:
         options = [
             [Reading(text, 1.0)]
             if known is None
-            else readings(known, self.backbone, asked_plainly(known, text))
+            else readings(known, self.backbone, asked_plainly(known, self.backbone, text))
             for text in queries
         ]
         texts = [reading.text for own in options for reading in own]

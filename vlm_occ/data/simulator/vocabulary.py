@@ -16,7 +16,7 @@ from vlm_occ.data.simulator.wordings import (
     SITUATIONS,
 )
 from vlm_occ.situated import Lexicon
-from vlm_occ.types import WORD, Wording
+from vlm_occ.types import WORD, Vocabulary, Wording
 
 _PLACES = {
     **{"side": "side", "back": "back", "front": "front", "road": "road", "street": "road", "grass": "grass"},
@@ -25,6 +25,14 @@ _PLACES = {
     **dict.fromkeys(("way", "distance", "parking spot", "friend", "look", "metre"), ""),
 }
 """Nouns of the training sentences that name no object; those that mean "" are not reworded."""
+_OF_ONE = frozenset(
+    (
+        *("next_to", "near", "behind_it", "in_front_of", "beyond_it"),
+        *("nearer_than", "left_of", "right_of", "closest_to"),
+    )
+)
+_OF_TWO = frozenset(["between"])
+"""Keys of the phrases that stand before another thing, or two."""
 
 
 def training_words(lexicon: Lexicon = "train") -> frozenset[str]:
@@ -46,3 +54,27 @@ def training_nouns(lexicon: Lexicon = "train") -> tuple[Wording, ...]:
 def training_adjectives(lexicon: Lexicon = "train") -> tuple[Wording, ...]:
     """Every adjective of a lexicon with the first wording of its meaning."""
     return tuple(Wording(word, words[0]) for words in ADJECTIVES[lexicon].values() for word in words)
+
+
+def training_phrases(lexicon: Lexicon = "train") -> tuple[Wording, ...]:
+    """Every phrase of a lexicon that stands behind a noun, with the first wording of its meaning."""
+    rows = []
+    for key, phrases in PHRASES[lexicon].items():
+        if key not in _OF_TWO:
+            told = [f"{phrase} {{a}}" if key in _OF_ONE else phrase for phrase in phrases]
+            rows += [Wording(phrase, told[0]) for phrase in told]
+    return tuple(rows)
+
+
+def training_vocabulary(lexicon: Lexicon = "train") -> Vocabulary:
+    """A lexicon, and what the wide one has besides."""
+    words, nouns = training_words(lexicon), training_nouns(lexicon)
+    adjectives, phrases = training_adjectives(lexicon), training_phrases(lexicon)
+    more = (
+        tuple(row for row in wide if row not in own)
+        for wide, own in (
+            (training_adjectives("wide"), adjectives),
+            (training_phrases("wide"), phrases),
+        )
+    )
+    return Vocabulary(words, nouns, adjectives, phrases, *more)
