@@ -219,7 +219,11 @@ class KnownWords:
             nouns, adjectives, phrases = banks
             return cls(frozenset(about["words"]), nouns, adjectives, phrases, tensors["kinds"])
         except (SafetensorError, OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is damaged ({error}); copy or download the checkpoint again") from error
+            raise ValueError(
+                f"{path} is damaged or of an earlier version ({type(error).__name__}: {error}); copy or "
+                "download the checkpoint again, or take the file away and write it anew by "
+                "`vlm-occ calibrate CHECKPOINT --out FOLDER`"
+            ) from error
 
 
 @torch.no_grad()
