@@ -19,8 +19,7 @@ from torch import Tensor
 BASIC = ("white", "black", "grey", "red", "blue", "green", "yellow", "orange", "brown", "pink", "purple")
 """The basic colour terms of English (Berlin and Kay 1969)."""
 LIKENED = Path(__file__).parent / "synonyms" / "colours.txt"
-"""Things and the one basic colour that WordNet 3.1 likens to them, a line each: `scripts/make_synonyms.py`.
-"""
+"""Things and the one basic colour that WordNet 3.1 likens to them, a line each: scripts/make_synonyms.py."""
 NEIGHBOURS = 7
 PALE, DARK, COLOURLESS, FAINT = 95.0, 20.0, 12.0, 40.0
 """CIELAB: lightness above which a faint colour is white and below which a colourless one is black, chroma

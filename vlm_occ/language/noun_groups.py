@@ -7,7 +7,7 @@ stays as it is.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from vlm_occ.language.known_words import KnownWords, Role
@@ -122,6 +122,16 @@ class SentenceWords:
             return "thing"
         return _ROLES.get(before, "thing")
 
+    def groups(self) -> Iterator[tuple[int, int]]:
+        """Each noun group: the place of its determiner and the place behind it."""
+        place = 0
+        while place < len(self.words):
+            place += 1
+            if self.words[place - 1] in DETERMINERS and not self.begins_clause(place - 1):
+                end = self.end_of_group(place)
+                yield place - 1, end
+                place = end + (self.words[end : end + 1] == ["that"])  # behind a noun it is no determiner
+
     def begins_clause(self, place: int) -> bool:
         """Whether `that` stands behind a noun or a colour, as in `clad in grey that stays put`."""
         if self.words[place] != "that" or place == 0:
@@ -130,27 +140,21 @@ class SentenceWords:
         return before in self.parts or bool(self.known.colours(before))
 
 
-def noun_groups(known: KnownWords, text: str) -> list[NounGroup]:
+def noun_groups(row: SentenceWords) -> list[NounGroup]:
     """The noun groups of a sentence that have unknown words."""
-    row, groups, place = sentence_words(known, text), list[NounGroup](), 0
-    words = row.words
-    while place < len(words):
-        place += 1
-        if words[place - 1] not in DETERMINERS or row.begins_clause(place - 1):
-            continue
-        end = row.end_of_group(place)
-        sides = [i for i in range(place, end) if is_side(words[i])]
-        start = sides[-1] + 1 if sides else place + row.ranks(place)
+    groups, words = list[NounGroup](), row.words
+    for place, end in row.groups():
+        sides = [i for i in range(place + 1, end) if is_side(words[i])]
+        start = sides[-1] + 1 if sides else place + 1 + row.ranks(place + 1)
         if any(row.unknown[start:end]):
-            before = words[place - 2] if place > 1 else ""
-            many = words[place - 1] in _MANY or before in _MANY
-            role = row.role(place - 2)
-            sure = role != "place" and words[place - 1] not in _INDEFINITE
+            before = words[place - 1] if place > 0 else ""
+            many = words[place] in _MANY or before in _MANY
+            role = row.role(place - 1)
+            sure = role != "place" and words[place] not in _INDEFINITE
             to = words[end : end + 1] == ["to"]
-            relates = row.relates(place, end)
+            relates = row.relates(place + 1, end)
             tokens, unknown = row.tokens[start:end], row.unknown[start:end]
             groups.append(NounGroup(tokens, unknown, many, role, sure, to, relates))
-        place = end + (end < len(words) and words[end] == "that")  # `that` behind a noun is no determiner
     return groups
 
 
@@ -179,13 +183,13 @@ def request(known: KnownWords, text: str, names_nothing: Callable[[str], bool]) 
     return row.tokens[found[-1]].start(), row.words[found[-1]] in _INDEFINITE
 
 
-def words_behind_in(known: KnownWords, text: str) -> list[re.Match[str]]:
+def words_behind_in(row: SentenceWords) -> list[re.Match[str]]:
     """Unknown words right behind `in`: `dressed in crimson`."""
-    row = sentence_words(known, text)
     return [row.tokens[i] for i in range(1, len(row.words)) if row.words[i - 1] == "in" and row.unknown[i]]
 
 
 def sentence_words(known: KnownWords, text: str) -> SentenceWords:
+    """The words of a sentence, and which of them a model knows."""
     tokens = list(_TOKEN.finditer(text))
     words, fixed = [token.group().lower() for token in tokens], FUNCTION | DETERMINERS
     odd = [word[0].isalpha() and word not in known for word in words]

@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from vlm_occ.language.known_words import KnownWords
-from vlm_occ.language.noun_groups import DETERMINERS, SentenceWords, is_side, sentence_words
+from vlm_occ.language.noun_groups import DETERMINERS, SentenceWords, is_side
 
 _PREPOSITIONS = frozenset(
     re.findall(
@@ -46,10 +45,9 @@ class PhraseSpan:
         return phrase.replace(" {a}", "").replace("{n}", self.number)
 
 
-def unknown_phrases(known: KnownWords, text: str) -> list[PhraseSpan]:
+def unknown_phrases(row: SentenceWords) -> list[PhraseSpan]:
     """The phrases of a sentence that have unknown words, in their order."""
-    row, spans = sentence_words(known, text), list[PhraseSpan]()
-    things = _things(row)
+    spans, things = list[PhraseSpan](), _things(row)
     for i, (_, start) in enumerate(things):
         last = things[i + 1][0] if i + 1 < len(things) else len(row.words)
         parts = _cut(row, start, last)
@@ -63,16 +61,11 @@ def unknown_phrases(known: KnownWords, text: str) -> list[PhraseSpan]:
 
 def _things(row: SentenceWords) -> list[tuple[int, int]]:
     """Each noun group that stands for a thing: the place of its determiner and the place behind it."""
-    found, place = list[tuple[int, int]](), 0
-    while place < len(row.words):
-        place += 1
-        if row.words[place - 1] not in DETERMINERS or row.begins_clause(place - 1):
-            continue
-        end = row.end_of_group(place)
-        if end > place and not row.relates(place, end) and _is_thing(row, place, end):
-            found.append((place - 1, end))
-        place = end + (end < len(row.words) and row.words[end] == "that")
-    return found
+    return [
+        (place, end)
+        for place, end in row.groups()
+        if end > place + 1 and not row.relates(place + 1, end) and _is_thing(row, place + 1, end)
+    ]
 
 
 def _is_thing(row: SentenceWords, start: int, end: int) -> bool:

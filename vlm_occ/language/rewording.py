@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from vlm_occ.language.colour_names import is_shade
 from vlm_occ.language.function_words import plain_quantities
 from vlm_occ.language.known_words import Kind, KnownWords
-from vlm_occ.language.noun_groups import NounGroup, noun_groups, request, words_behind_in
-from vlm_occ.language.phrase_spans import unknown_phrases
+from vlm_occ.language.noun_groups import NounGroup, noun_groups, request, sentence_words, words_behind_in
+from vlm_occ.language.phrase_spans import PhraseSpan, unknown_phrases
 from vlm_occ.language.word_bank import Meaning
 from vlm_occ.types import Wording
 
@@ -95,21 +95,23 @@ def _articles(text: str) -> str:
 
 def _gaps(known: KnownWords, backbone: Backbone, text: str) -> list[_Gap]:
     """Where a sentence has unknown words that may be known ones."""
-    dressed = [(token, known.colours(token.group())) for token in words_behind_in(known, text)]
+    row = sentence_words(known, text)
+    dressed = [(token, known.colours(token.group())) for token in words_behind_in(row)]
     gaps = [_gap([token], text, colours, many=False) for token, colours in dressed if colours]
-    for group in noun_groups(known, text):
+    for group in noun_groups(row):
         gaps += _group_gaps(known, backbone, text, group)
-    phrases = _phrase_gaps(known, backbone, text, gaps)
+    phrases = _phrase_gaps(known, backbone, text, unknown_phrases(row), gaps)
     gaps = [gap for gap in gaps if not any(p.start <= gap.start < p.end for p in phrases)]
     return sorted([*gaps, *phrases], key=lambda gap: gap.start)
 
 
-def _phrase_gaps(known: KnownWords, backbone: Backbone, text: str, gaps: Sequence[_Gap]) -> list[_Gap]:
+def _phrase_gaps(
+    known: KnownWords, backbone: Backbone, text: str, spans: Sequence[PhraseSpan], gaps: Sequence[_Gap]
+) -> list[_Gap]:
     """What may stand for phrases behind nouns: `behind us` for `in our rear-view mirror`.
 
     What is left of the belief is for the words that do, with the likeliest of each of their `gaps`.
     """
-    spans = unknown_phrases(known, text)
     meanings = known.rephrase(backbone, [(span.text, span.bare) for span in spans])
     found = []
     for span, options in zip(spans, meanings, strict=True):

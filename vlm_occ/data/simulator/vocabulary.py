@@ -6,6 +6,7 @@ import re
 
 from vlm_occ.data.simulator.lexicon import NOUNS, plural
 from vlm_occ.data.simulator.phrases import AGREEMENT
+from vlm_occ.data.simulator.relations import RELATIONS
 from vlm_occ.data.simulator.wordings import (
     ADJECTIVES,
     DETERMINERS,
@@ -25,12 +26,7 @@ _PLACES = {
     **dict.fromkeys(("way", "distance", "parking spot", "friend", "look", "metre"), ""),
 }
 """Nouns of the training sentences that name no object; those that mean "" are not reworded."""
-_OF_ONE = frozenset(
-    (
-        *("next_to", "near", "behind_it", "in_front_of", "beyond_it"),
-        *("nearer_than", "left_of", "right_of", "closest_to"),
-    )
-)
+_OF_ONE = frozenset((*RELATIONS, "closest_to"))
 _OF_TWO = frozenset(["between"])
 """Keys of the phrases that stand before another thing, or two."""
 
